@@ -1,0 +1,9 @@
+from typing_extensions import Buffer
+
+ERROR_NOT_REGULAR: int
+ERROR_TOO_LARGE: int
+ERROR_GROWN: int
+
+def read_files(
+    paths: list[bytes], first: int, arena: Buffer, size_max: int
+) -> list[tuple[int, int, int, int, int]]: ...

@@ -1,0 +1,1 @@
+"""The store: packs, index, import, query, frames, maintenance. Speaks no protocol and prints nothing."""

@@ -1,0 +1,180 @@
+"""Takes a stored instance and a frame's index; gives the frame's bytes, checked. Decodes nothing.
+
+A native frame lies where arithmetic says, an encapsulated one where the table behind its head says: one
+pread either way, however large the object. Every byte that leaves has been held against a checksum.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+from isal.isal_zlib import crc32
+
+from hilum.dicom.layout import PIXEL_DATA, PixelLayout
+from hilum.dicom.native import native_frame_span, shift_bits
+from hilum.engine import frametable, header, record
+from hilum.engine.index import BlobPlace
+from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK, PackReader
+from hilum.engine.record import BLOCK_SIZE, FRAME_ENTRY, Head, Instance
+from hilum.errors import BadDicom, Corrupt, NotFound
+
+BLOB_KINDS = (BULK_PACK, FILE_PACK)
+
+_NUMBER = record.NUMBER_OF
+_ROWS, _COLUMNS = _NUMBER[0x00280010], _NUMBER[0x00280011]
+
+
+def layout_of(instance: Instance) -> PixelLayout:
+    """The pixel layout that an instance's attributes describe.
+
+    Raises:
+        NotFound: the instance has no pixels.
+    """
+    if not instance.pixel_tag:
+        raise NotFound("this instance has no pixel data")
+
+    def number(tag: int, default: int) -> int:
+        try:
+            values = record.values_of(instance.entries, _NUMBER[tag])
+        except (BadDicom, record.LeftInHead):
+            return default
+        value = values[0] if values else None
+        return int(value) if isinstance(value, int | float) else default
+
+    return PixelLayout(
+        tag=instance.pixel_tag,
+        frame_count=max(1, number(0x00280008, 1)),
+        rows=number(0x00280010, 0),
+        columns=number(0x00280011, 0),
+        samples_per_pixel=number(0x00280002, 1),
+        bits_allocated=number(0x00280100, 8 if instance.pixel_tag == PIXEL_DATA else 32),
+        bits_stored=number(0x00280101, number(0x00280100, 8)),
+        pixel_representation=number(0x00280103, 0),
+        planar_configuration=number(0x00280006, 0),
+        photometric=record.text_of(instance.entries, _NUMBER[0x00280004]),
+    )
+
+
+class FrameReader:
+    """Reads the frames of one stored instance."""
+
+    def __init__(
+        self,
+        instance: Instance,
+        packs: PackReader,
+        find_blob: Callable[[bytes], BlobPlace],
+        read_head: Callable[[], Head],
+    ) -> None:
+        self._instance = instance
+        self._packs = packs
+        self._find_blob = find_blob
+        self._read_head = read_head
+        self.layout = layout_of(instance)
+
+    @property
+    def frame_count(self) -> int:
+        if self._instance.flags & record.ENCAPSULATED:
+            return self._instance.table_length // FRAME_ENTRY.size or self.layout.frame_count
+        return self.layout.frame_count
+
+    def read(self, index: int) -> bytes:
+        """Return a frame as it is stored: native bytes, or a codestream without item headers.
+
+        A native frame of Bits Allocated 1 is shifted to begin at bit 0.
+
+        Raises:
+            NotFound: there is no frame of this index.
+            BadDicom: the pixels are cut, or nothing tells where this frame lies.
+            Corrupt: the bytes on disk are not what came in.
+        """
+        if index < 0 or index >= self.frame_count:
+            raise NotFound(f"no frame {index + 1} among {self.frame_count}")
+        if self._instance.flags & record.ENCAPSULATED:
+            return self._read_encapsulated(index)
+        span = native_frame_span(self.layout, index)
+        if span.length == 0:
+            raise BadDicom("Rows, Columns or Bits Allocated are missing, so there are no frames", tag=0x00280010)
+        if span.offset + span.length > self._instance.pixel_length:
+            raise BadDicom(
+                f"frame {index + 1} is cut: the pixels end after {self._instance.pixel_length} bytes",
+                offset=self._instance.pixel_offset,
+                tag=self._instance.pixel_tag,
+            )
+        data = self._read_native(span.offset, span.length)
+        if self.layout.frame_bits % 8:
+            return shift_bits(data, span.bit, self.layout.frame_bits)
+        return data
+
+    def _read_encapsulated(self, index: int) -> bytes:
+        instance = self._instance
+        if not instance.table_length:
+            raise BadDicom(
+                "nothing tells where the frames begin: fewer fragments than frames, and no offset table",
+                offset=instance.pixel_offset,
+                tag=instance.pixel_tag,
+            )
+        at = instance.offset + instance.head_length + index * FRAME_ENTRY.size
+        entry = self._packs.read((HEAD_PACK,), instance.container, at, FRAME_ENTRY.size)
+        offset, length, crc, form = FRAME_ENTRY.unpack(entry)
+        data = self._read_value(offset, length)
+        if crc32(data) != crc:
+            raise Corrupt(f"frame {index + 1} is not what came in; run: hilum verify")
+        if form == frametable.WITH_ITEMS:
+            return frametable.strip_items(data, big_endian=bool(instance.flags & record.BIG_ENDIAN))
+        return data
+
+    def _read_native(self, offset: int, length: int) -> bytes:
+        """Read whole blocks around the frame, since a checksum covers a block."""
+        instance = self._instance
+        if instance.flags & record.DEFLATED:
+            return self._read_inflated(offset, length)
+        if not instance.pixel_digest:
+            return self._read_value(offset, length)  # the head's own checksum covers it
+        if not instance.table_length:
+            data = self._read_value(0, instance.pixel_length)
+            if crc32(data) != instance.pixel_crc:
+                raise Corrupt("the pixels are not what came in; run: hilum verify")
+            return data[offset : offset + length]
+        first, last = offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE
+        begin = first * BLOCK_SIZE
+        end = min((last + 1) * BLOCK_SIZE, instance.pixel_length)
+        data = self._read_value(begin, end - begin)
+        at = instance.offset + instance.head_length + first * 4
+        crcs = self._packs.read((HEAD_PACK,), instance.container, at, (last - first + 1) * 4)
+        for block in range(last - first + 1):
+            piece = data[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]
+            if crc32(piece).to_bytes(4, "little") != crcs[block * 4 : block * 4 + 4]:
+                raise Corrupt(f"block {first + block} of the pixels is not what came in; run: hilum verify")
+        return data[offset - begin : offset - begin + length]
+
+    def _read_value(self, offset: int, length: int) -> bytes:
+        """Bytes of the Pixel Data value, wherever it lies."""
+        instance = self._instance
+        if not instance.pixel_digest:
+            head = self._read_head()
+            at = instance.pixel_offset + offset
+            for hole in head.holes:
+                if hole.offset < instance.pixel_offset:
+                    at -= hole.length
+            return head.head[at : at + length]
+        place = self._find_blob(instance.pixel_digest)
+        return self._packs.read(BLOB_KINDS, place.container, place.offset + offset, length)
+
+    def _read_inflated(self, offset: int, length: int) -> bytes:
+        """Inflate up to the frame, in bounded memory but for the frame and the deflated bytes."""
+        head = self._read_head()
+        hole = head.holes[0]
+        place = self._find_blob(hole.digest)
+        deflated = self._packs.read(BLOB_KINDS, place.container, place.offset, place.length)
+        if crc32(deflated) != hole.crc:
+            raise Corrupt("the deflated data set is not what came in; run: hilum verify")
+        begin = self._instance.pixel_offset + offset
+        parts, at = [], 0
+        for piece in header.inflate(io.BytesIO(deflated), 0):
+            if at + len(piece) > begin:
+                parts.append(piece[max(0, begin - at) : begin + length - at])
+            at += len(piece)
+            if at >= begin + length:
+                break
+        return b"".join(parts)

@@ -1,0 +1,312 @@
+"""The index: an ordered map with transactions. The only module that knows LMDB; knows no DICOM rule.
+
+Takes and gives the records of record.py as bytes. Readers work on a Snapshot, writers on a Change, which
+is a snapshot that can be written and is durable when its `with` ends. Keys stay under 480 bytes and values
+under 64 KiB, so that another ordered store could take LMDB's place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from struct import Struct
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import lmdb
+
+from hilum.errors import Corrupt, ReadOnly, StoreBroken, StoreMissing
+
+MAP_SIZE = 1 << 40
+READERS_MAX = 1024
+KEY_MAX = 480
+
+INDEX_VERSION = 1
+
+U32 = Struct(">I")
+U64 = Struct(">Q")
+INSTANCE_KEY = Struct(">III")  # study, series, number in the series
+SERIES_KEY = Struct(">II")
+PLACE = Struct("<BIQQ")  # flags, container, offset, length
+PACK = Struct("<BBQ")  # kind, sealed, end of what is committed
+
+PLACE_BAD = 1  # verify found that the bytes there are not the blob
+
+# One LMDB database each. docs/format.md says what is in them.
+TABLES = (
+    b"meta",
+    b"packs",
+    b"patients",
+    b"patient_ids",
+    b"patient_studies",
+    b"studies",
+    b"study_uids",
+    b"series",
+    b"series_uids",
+    b"instances",
+    b"sop_uids",
+    b"revisions",
+    b"places",
+    b"keys",
+    b"columns",
+    b"changes",
+    b"conflicts",
+    b"bad",
+    b"journal",
+)
+
+
+class PackState(NamedTuple):
+    kind: int
+    sealed: bool
+    end: int  # bytes that a commit has covered
+
+
+class BlobPlace(NamedTuple):
+    container: int
+    offset: int
+    length: int
+    bad: bool
+
+
+class _Shared:
+    """One Environment for each path of this process: LMDB forbids a second."""
+
+    lock = threading.Lock()
+    opened: dict[tuple[str, bool], tuple[lmdb.Environment, dict[bytes, Any], int]] = {}  # noqa: RUF012
+
+
+class Index:
+    """One index generation, open. Close it once for each open."""
+
+    def __init__(self, path: str, *, read_only: bool = False, create: bool = False) -> None:
+        self._key = (os.path.realpath(path), read_only)
+        self.read_only = read_only
+        with _Shared.lock:
+            if self._key in _Shared.opened:
+                self._env, self._tables, count = _Shared.opened[self._key]
+                _Shared.opened[self._key] = (self._env, self._tables, count + 1)
+            else:
+                self._env, self._tables = self._open(path, create)
+                _Shared.opened[self._key] = (self._env, self._tables, 1)
+
+    def _open(self, path: str, create: bool) -> tuple[lmdb.Environment, dict[bytes, Any]]:
+        if not create and not os.path.exists(os.path.join(path, "data.mdb")):
+            raise StoreMissing(f"{path} holds no index; run: hilum rebuild")
+        frozen = self.read_only and not os.access(path, os.W_OK)  # a read-only mount: no lock file, no writers
+        try:
+            env = lmdb.open(
+                path,
+                map_size=MAP_SIZE,
+                max_dbs=len(TABLES),
+                max_readers=READERS_MAX,
+                readonly=self.read_only,
+                create=create,
+                lock=not frozen,
+                readahead=False,
+                meminit=False,
+                max_spare_txns=16,
+            )
+        except lmdb.Error as failure:
+            if isinstance(failure, lmdb.ReadonlyError) or getattr(failure, "code", 0) in (
+                errno.EROFS,
+                errno.EACCES,
+            ):
+                raise ReadOnly(f"{path} can't be written") from failure
+            raise Corrupt(f"{path} can't be opened ({_words(failure)}); run: hilum rebuild") from failure
+        try:
+            tables = {name: env.open_db(name, create=create) for name in TABLES}
+        except (lmdb.Error, UnicodeDecodeError) as failure:
+            env.close()
+            raise Corrupt(f"{path} is damaged ({_words(failure)}); run: hilum rebuild") from failure
+        if not self.read_only:
+            env.reader_check()  # slots of killed readers would hold old pages for ever
+        return env, tables
+
+    def close(self) -> None:
+        with _Shared.lock:
+            env, tables, count = _Shared.opened[self._key]
+            if count == 1:
+                del _Shared.opened[self._key]
+                env.close()
+            else:
+                _Shared.opened[self._key] = (env, tables, count - 1)
+
+    def read(self) -> Snapshot:
+        try:
+            return Snapshot(self._env.begin(), self._tables)
+        except lmdb.Error as failure:
+            raise Corrupt(f"the index can't be read: {_words(failure)}") from failure
+
+    def write(self) -> Change:
+        """Begin a write transaction: it must end on this thread, and soon."""
+        try:
+            return Change(self._env.begin(write=True), self._tables)
+        except lmdb.Error as failure:
+            if isinstance(failure, lmdb.ReadonlyError):
+                raise ReadOnly("the index was opened for reading") from failure
+            raise StoreBroken(f"the index can't be written: {_words(failure)}") from failure
+
+    def check_readers(self) -> int:
+        """Free the slots of readers that were killed; return how many."""
+        count: int = self._env.reader_check()
+        return count
+
+    def file_bytes(self) -> int:
+        """Bytes that the index takes on disk."""
+        return os.stat(os.path.join(self._key[0], "data.mdb")).st_blocks * 512
+
+    def table_bytes(self) -> dict[str, int]:
+        """Bytes of pages that each table takes."""
+        with self._env.begin() as txn:
+            found = {}
+            for name, table in self._tables.items():
+                stat = txn.stat(table)
+                pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+                found[name.decode()] = pages * stat["psize"]
+            return found
+
+    def entry_count(self, table: bytes) -> int:
+        with self._env.begin() as txn:
+            count: int = txn.stat(self._tables[table])["entries"]
+            return count
+
+
+class Snapshot:
+    """The index at one moment. Use it in a `with`, shortly: old pages can't be used again before it ends."""
+
+    def __init__(self, txn: lmdb.Transaction, tables: dict[bytes, Any]) -> None:
+        self._txn = txn
+        self._tables = tables
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._txn.abort()
+        if isinstance(error, lmdb.Error):
+            raise Corrupt(f"the index is damaged ({_words(error)}); run: hilum rebuild") from error
+
+    # Plain access, by table.
+
+    def get(self, table: bytes, key: bytes) -> bytes | None:
+        value: bytes | None = self._txn.get(key, db=self._tables[table])
+        return value
+
+    def get_many(self, table: bytes, keys: list[bytes]) -> list[bytes | None]:
+        get, db = self._txn.get, self._tables[table]
+        return [get(key, db=db) for key in keys]
+
+    def scan(
+        self, table: bytes, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Give (key, value) of start <= key < stop in order of the keys, or backwards."""
+        with self._txn.cursor(self._tables[table]) as cursor:
+            if reverse:
+                there = cursor.set_range(stop) if stop is not None else False
+                there = cursor.prev() if there else cursor.last()
+                while there:
+                    key, value = cursor.item()
+                    if key < start:
+                        return
+                    yield key, value
+                    there = cursor.prev()
+                return
+            there = cursor.set_range(start) if start else cursor.first()
+            if not there:
+                return
+            for key, value in cursor.iternext(keys=True, values=True):
+                if stop is not None and key >= stop:
+                    return
+                yield key, value
+
+    def scan_prefix(
+        self, table: bytes, prefix: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        return self.scan(table, prefix, after_prefix(prefix), reverse=reverse)
+
+    def count(self, table: bytes) -> int:
+        count: int = self._txn.stat(self._tables[table])["entries"]
+        return count
+
+    # Meta.
+
+    def number(self, name: bytes) -> int:
+        """A counter or version; 0 where it was never set."""
+        value = self.get(b"meta", name)
+        return U64.unpack(value)[0] if value is not None else 0
+
+    def packs(self) -> dict[int, PackState]:
+        found = {}
+        for key, value in self.scan(b"packs"):
+            kind, sealed, end = PACK.unpack(value)
+            found[U32.unpack(key)[0]] = PackState(kind, bool(sealed), end)
+        return found
+
+    def place(self, digest: bytes) -> BlobPlace | None:
+        value = self.get(b"places", digest)
+        if value is None:
+            return None
+        flags, container, offset, length = PLACE.unpack(value)
+        return BlobPlace(container, offset, length, bool(flags & PLACE_BAD))
+
+
+class Change(Snapshot):
+    """A write transaction: durable when the `with` ends, nothing at all when it ends by an exception."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._txn.abort()
+            if isinstance(error, lmdb.MapFullError | lmdb.DiskError):
+                raise StoreBroken(f"the index can't grow: {_words(error)}") from error
+            if isinstance(error, lmdb.Error):
+                raise StoreBroken(f"write to the index failed: {_words(error)}") from error
+            return
+        try:
+            self._txn.commit()
+        except lmdb.Error as failure:
+            raise StoreBroken(f"commit to the index failed: {_words(failure)}") from failure
+
+    def put(self, table: bytes, key: bytes, value: bytes) -> None:
+        self._txn.put(key, value, db=self._tables[table])
+
+    def put_many(self, table: bytes, items: Iterable[tuple[bytes, bytes]]) -> None:
+        """Put many, in the order of their keys: sorted batches touch each page once."""
+        with self._txn.cursor(self._tables[table]) as cursor:
+            cursor.putmulti(sorted(items))
+
+    def delete(self, table: bytes, key: bytes) -> bool:
+        deleted: bool = self._txn.delete(key, db=self._tables[table])
+        return deleted
+
+    def set_number(self, name: bytes, value: int) -> None:
+        self.put(b"meta", name, U64.pack(value))
+
+    def take_numbers(self, name: bytes, count: int = 1) -> int:
+        """Advance a counter; return the first of `count` numbers that nobody else has. They begin at 1."""
+        last = self.number(name)
+        self.set_number(name, last + count)
+        return last + 1
+
+    def put_pack(self, number: int, state: PackState) -> None:
+        self.put(b"packs", U32.pack(number), PACK.pack(state.kind, state.sealed, state.end))
+
+
+def pack_place(container: int, offset: int, length: int, *, bad: bool = False) -> bytes:
+    return PLACE.pack(PLACE_BAD if bad else 0, container, offset, length)
+
+
+def after_prefix(prefix: bytes) -> bytes | None:
+    """The first key behind all that begin with `prefix`; None where there is none."""
+    cut = prefix.rstrip(b"\xff")
+    return cut[:-1] + bytes((cut[-1] + 1,)) if cut else None
+
+
+def _words(failure: BaseException) -> str:
+    return str(failure) or type(failure).__name__

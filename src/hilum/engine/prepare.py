@@ -1,0 +1,395 @@
+"""Takes a file's bytes, or an open file; gives a Prepared: all that the writer appends and indexes for it.
+
+Splits the original into head and blobs, hashes the blobs, proves the split against the original's
+checksum, and makes the frame table. Looks nothing up and writes nothing, but for blobs too large for
+memory: those it streams to a place that the caller gives.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from blake3 import blake3
+from isal.isal_zlib import crc32
+
+from hilum.engine import frametable, header, record
+from hilum.engine.header import Parsed
+from hilum.engine.packs import Place
+from hilum.engine.record import BLOCK_SIZE, FRAME_ENTRY, Head, Hole
+from hilum.errors import BadDicom, Corrupt
+
+IN_MEMORY_MAX = 32 << 20  # bytes of a file read as a whole, and of a blob kept among others
+_CHUNK = 1 << 20
+_OFFSET_TABLE_MAX = 64 << 20  # bytes of an offset table that we read: some millions of frames
+
+
+class Blob(NamedTuple):
+    """A bulk value on its way into the store."""
+
+    digest: bytes
+    crc: int
+    data: memoryview | bytes  # empty when it has been streamed to `place`
+    length: int
+    place: Place | None = None
+
+
+class BlobSink(Protocol):
+    """Where a blob too large for memory goes while it is read; packs.FilePackWriter is one."""
+
+    def write(self, chunk: bytes) -> None: ...
+    def digest(self) -> bytes: ...
+    def crc(self) -> int: ...
+    def finish(self) -> Place: ...
+    def discard(self) -> None: ...
+
+
+class Prepared:
+    """One object, ready for the writer."""
+
+    __slots__ = (
+        "blobs",
+        "flags",
+        "head_length",
+        "identity",
+        "journal",
+        "original_length",
+        "own",
+        "payload",
+        "pixels",
+        "series",
+        "sinks",
+        "study",
+        "table_length",
+        "transfer_syntax",
+        "uid",
+        "upper",
+    )
+
+    def __init__(
+        self,
+        parsed: Parsed,
+        *,
+        original_length: int,
+        original_crc: int,
+        head: bytes,
+        holes: Sequence[Hole],
+        inflated_holes: Sequence[Hole] = (),
+        blobs: list[Blob],
+        table: bytes,
+        source: bytes,
+    ) -> None:
+        self.study = parsed.study
+        self.series = parsed.series
+        self.uid = parsed.uid
+        self.upper = parsed.upper
+        self.own = parsed.own
+        self.flags = parsed.flags
+        self.transfer_syntax = parsed.transfer_syntax
+        self.original_length = original_length
+        self.identity = record.identity_of(parsed.transfer_syntax, parsed.data_set_at, holes, head)
+        head_part = record.pack_head(
+            Head(
+                flags=parsed.flags,
+                original_length=original_length,
+                original_crc=original_crc,
+                data_set_at=parsed.data_set_at,
+                arrived_us=time.time_ns() // 1000,
+                transfer_syntax=parsed.transfer_syntax,
+                source=source[-1024:],
+                holes=holes,
+                head=head,
+                inflated_holes=inflated_holes,
+                inflated=parsed.inflated.head if parsed.inflated is not None else b"",
+            )
+        )
+        self.head_length = len(head_part)
+        self.table_length = len(table)
+        self.payload = head_part + table if table else head_part
+        self.blobs = blobs
+        self.pixels = _pixel_fields(parsed, inflated_holes or holes)
+        self.journal: tuple[bytes, bytes] | None = None
+        self.sinks: list[BlobSink] = []
+
+    def discard(self) -> None:
+        """Leave nothing of this object behind: it was refused, or is stored already."""
+        for sink in self.sinks:
+            sink.discard()
+        self.sinks = []
+
+
+def _pixel_fields(parsed: Parsed, holes: Sequence[Hole]) -> tuple[int, int, int, int, bytes]:
+    """(tag, offset, length, CRC, digest) for the instance's index record."""
+    if parsed.pixels is None:
+        return 0, 0, 0, 0, b""
+    tag, offset, length, _ = parsed.pixels
+    for hole in holes:
+        if hole.offset == offset:
+            return tag, offset, length, hole.crc, hole.digest
+    return tag, offset, length, 0, b""
+
+
+def prepare(data: memoryview, *, source: bytes = b"") -> Prepared:
+    """Prepare an object whose whole file is in memory; the blobs are views of `data`, not copies.
+
+    Raises:
+        NotDicom, BadDicom: see header.parse.
+    """
+    parsed = header.parse(data)
+    original_crc = crc32(data)
+    if not parsed.holes:
+        head = bytes(data)
+        return Prepared(
+            parsed,
+            original_length=len(data),
+            original_crc=original_crc,
+            head=head,
+            holes=(),
+            blobs=[],
+            table=_table_in_memory(parsed, data),
+            source=source,
+        )
+    pieces, holes, blobs = [], [], []
+    at = split_crc = 0
+    for offset, length, tag in parsed.holes:
+        view = data[offset : offset + length]
+        digest, crc = blake3(view).digest(), crc32(view)
+        pieces.append(data[at:offset])
+        split_crc = crc32(view, crc32(pieces[-1], split_crc))
+        holes.append(Hole(offset, length, tag, crc, digest))
+        blobs.append(Blob(digest, crc, view, length))
+        at = offset + length
+    pieces.append(data[at:])
+    head = b"".join(pieces)
+    if crc32(pieces[-1], split_crc) != original_crc or len(head) + sum(h.length for h in holes) != len(data):
+        raise Corrupt("the split of this file does not give the file back")  # ours, whatever the file holds
+    return Prepared(
+        parsed,
+        original_length=len(data),
+        original_crc=original_crc,
+        head=head,
+        holes=holes,
+        inflated_holes=_inflated_holes(parsed),
+        blobs=blobs,
+        table=_table_in_memory(parsed, data),
+        source=source,
+    )
+
+
+def _inflated_holes(parsed: Parsed) -> list[Hole]:
+    """Holes of an inflated data set name no blob: the deflated bytes are the blob."""
+    if parsed.inflated is None:
+        return []
+    return [Hole(offset, length, tag, 0, bytes(32)) for offset, length, tag in parsed.inflated.holes]
+
+
+def prepare_file(
+    fd: int, size: int, *, make_sink: Callable[[], BlobSink], source: bytes = b""
+) -> Prepared:
+    """Prepare an object out of a file of any size, in bounded memory: its large blobs go to sinks.
+
+    Raises:
+        NotDicom, BadDicom: see header.parse.
+        OSError: the file can't be read, or became shorter.
+        StoreBroken: a sink can't be written.
+    """
+    parsed = header.parse_fd(fd, size)
+    reader = _FileReader(fd)
+    pieces: list[bytes] = []
+    holes: list[Hole] = []
+    blobs: list[Blob] = []
+    sinks: list[BlobSink] = []
+    table = b""
+    original_crc, at = 0, 0
+    try:
+        for offset, length, tag in parsed.holes:
+            pieces.append(reader.read(at, offset - at))
+            original_crc = crc32(pieces[-1], original_crc)
+            is_pixels = parsed.pixels is not None and offset == parsed.pixels[1] and parsed.inflated is None
+            checksums = _FrameChecksums(_spans_in_file(parsed, reader)) if is_pixels else None
+            if length <= IN_MEMORY_MAX:
+                value = reader.read(offset, length)
+                original_crc = crc32(value, original_crc)
+                if checksums is not None:
+                    checksums.update(value)
+                blob = Blob(blake3(value).digest(), crc32(value), value, length)
+            else:
+                sink = make_sink()
+                sinks.append(sink)
+                for chunk in reader.chunks(offset, length):
+                    sink.write(chunk)
+                    original_crc = crc32(chunk, original_crc)
+                    if checksums is not None:
+                        checksums.update(chunk)
+                blob = Blob(sink.digest(), sink.crc(), b"", length, Place(0, 0, length))
+            if checksums is not None:
+                table = checksums.table()
+            holes.append(Hole(offset, length, tag, blob.crc, blob.digest))
+            blobs.append(blob)
+            at = offset + length
+        pieces.append(reader.read(at, size - at))
+        original_crc = crc32(pieces[-1], original_crc)
+        prepared = Prepared(
+            parsed,
+            original_length=size,
+            original_crc=original_crc,
+            head=b"".join(pieces),
+            holes=holes,
+            inflated_holes=_inflated_holes(parsed),
+            blobs=blobs,
+            table=table,
+            source=source,
+        )
+    except BaseException:
+        for sink in sinks:
+            sink.discard()
+        raise
+    prepared.sinks = sinks
+    return prepared
+
+
+class _FileReader:
+    """Exact reads of a file that may be cut while we read it."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read(self, offset: int, length: int) -> bytes:
+        return b"".join(self.chunks(offset, length))
+
+    def chunks(self, offset: int, length: int) -> Iterator[bytes]:
+        end = offset + length
+        while offset < end:
+            chunk = os.pread(self._fd, min(_CHUNK, end - offset), offset)
+            if not chunk:
+                raise OSError(0, f"the file became shorter than {end} bytes while it was read")
+            yield chunk
+            offset += len(chunk)
+
+
+# --- Frame tables ---------------------------------------------------------------
+
+
+def _frame_count(parsed: Parsed) -> int:
+    number = record.NUMBER_OF[0x00280008]
+    try:
+        return max(1, int(record.raw_of(parsed.own, number) or b"1"))
+    except ValueError:
+        return 1
+
+
+def _spans(
+    parsed: Parsed, value: Callable[[int, int], bytes], read: Callable[[int, int], bytes]
+) -> list[frametable.FrameSpan] | None:
+    """Where each frame lies; None for native pixels. `value` reads from Pixel Data, `read` from the file."""
+    if parsed.pixels is None or not parsed.pixels[3]:
+        return None
+    fragments = parsed.scan.fragments
+    if not fragments:
+        return []
+    (offset, length), fragments = fragments[0], fragments[1:]
+    basic = value(offset + frametable.ITEM_HEADER, min(length, _OFFSET_TABLE_MAX))
+    (table_at, table_length), (lengths_at, lengths_length) = parsed.scan.extended_offset_table
+    extended = None
+    if 0 < table_length <= _OFFSET_TABLE_MAX and lengths_length == table_length:
+        extended = read(table_at, table_length), read(lengths_at, lengths_length)
+
+    def tail_of(index: int) -> bytes:
+        at, size = fragments[index]
+        tail = min(size, frametable.TAIL_LENGTH)
+        return value(at + frametable.ITEM_HEADER + size - tail, tail)
+
+    return frametable.frame_spans(
+        fragments,
+        _frame_count(parsed),
+        basic=basic,
+        extended=extended,
+        tail_of=tail_of,
+        big_endian=bool(parsed.flags & record.BIG_ENDIAN),
+    )
+
+
+def _spans_in_file(parsed: Parsed, reader: _FileReader) -> list[frametable.FrameSpan] | None:
+    start = parsed.pixels[1] if parsed.pixels is not None else 0
+    return _spans(parsed, lambda at, length: reader.read(start + at, length), reader.read)
+
+
+def _table_in_memory(parsed: Parsed, data: memoryview) -> bytes:
+    """The table that goes behind the head: an entry for each encapsulated frame, a CRC for each native block."""
+    if parsed.pixels is None or parsed.inflated is not None:
+        return b""
+    _, start, length, encapsulated = parsed.pixels
+    value = data[start : start + length]
+    if not encapsulated:
+        if length <= BLOCK_SIZE:
+            return b""  # the checksum of the whole value is the only block's
+        blocks = (crc32(value[at : at + BLOCK_SIZE]) for at in range(0, length, BLOCK_SIZE))
+        return b"".join(crc.to_bytes(4, "little") for crc in blocks)
+    spans = _spans(
+        parsed,
+        lambda at, size: bytes(value[at : at + size]),
+        lambda at, size: bytes(data[at : at + size]),
+    )
+    return b"".join(
+        FRAME_ENTRY.pack(at, size, crc32(value[at : at + size]), form) for at, size, form in spans or ()
+    )
+
+
+class _FrameChecksums:
+    """The same table over a value that comes in chunks."""
+
+    def __init__(self, spans: list[frametable.FrameSpan] | None) -> None:
+        self._frames = spans  # in the order of the frames
+        self._spans = sorted(set(spans)) if spans is not None else None  # in that of the bytes
+        self._crcs: list[int] = []
+        self._crc = 0
+        self._at = 0  # offset in the value
+
+    def update(self, chunk: bytes) -> None:
+        view = memoryview(chunk)
+        while view:
+            begin, end = self._current()
+            if begin < 0:
+                return
+            if self._at < begin:
+                skipped = min(begin - self._at, len(view))
+                self._at += skipped
+                view = view[skipped:]
+                continue
+            taken = min(end - self._at, len(view))
+            self._crc = crc32(view[:taken], self._crc)
+            self._at += taken
+            view = view[taken:]
+            if self._at == end:
+                self._crcs.append(self._crc)
+                self._crc = 0
+
+    def _current(self) -> tuple[int, int]:
+        index = len(self._crcs)
+        if self._spans is None:
+            return index * BLOCK_SIZE, (index + 1) * BLOCK_SIZE
+        while index < len(self._spans):
+            span = self._spans[index]
+            if span.length:
+                return span.offset, span.offset + span.length
+            self._crcs.append(0)
+            index += 1
+        return -1, -1
+
+    def table(self) -> bytes:
+        if self._spans is None or self._frames is None:
+            if self._at % BLOCK_SIZE:
+                self._crcs.append(self._crc)
+            if len(self._crcs) == 1:
+                return b""
+            return b"".join(crc.to_bytes(4, "little") for crc in self._crcs)
+        self._current()
+        if len(self._crcs) != len(self._spans):
+            raise BadDicom("frames overlap in their offset table")
+        crc_of = dict(zip(self._spans, self._crcs, strict=True))
+        return b"".join(
+            FRAME_ENTRY.pack(span.offset, span.length, crc_of[span], span.form) for span in self._frames
+        )
+

@@ -1,0 +1,451 @@
+"""The store: one folder, opened for reading and writing. Takes files, UIDs and keys; gives heads, frames,
+bytes and rows. Decodes no pixels, prints nothing, speaks no protocol.
+
+Safe from several threads; any number of processes may have the same store open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import BinaryIO, NamedTuple, Self
+
+from hilum.engine import prepare, query, record
+from hilum.engine.folder import Folder
+from hilum.engine.frames import BLOB_KINDS, FrameReader
+from hilum.engine.index import BlobPlace, Index, Snapshot
+from hilum.engine.packs import HEAD_PACK, PackReader
+from hilum.engine.prepare import Prepared
+from hilum.engine.record import Head, Instance, Value
+from hilum.engine.writer import Outcome, Policy, Result, Writer
+from hilum.errors import BadDicom, BadQuery, Conflict, Corrupt, NotFound, ReadOnly
+
+_CHUNK = 1 << 20
+
+
+class Ingested(NamedTuple):
+    """What became of one object."""
+
+    uid: str  # SOP Instance UID
+    result: Result
+
+
+class Located(NamedTuple):
+    """An instance in the index."""
+
+    key: bytes
+    instance: Instance
+
+
+class Store:
+    """A store that is open. Use it in a `with`, or close() it."""
+
+    def __init__(self, path: str, *, create: bool = False, read_only: bool = False) -> None:
+        """Open the store at `path`.
+
+        Raises:
+            StoreMissing: there is none (and `create` is False), or it has no index.
+            StoreLocked: another process is rebuilding it.
+            ReadOnly: it can't be written, and `read_only` is False.
+        """
+        self._folder = Folder(path, create=create, read_only=read_only)
+        try:
+            self._index = Index(self._folder.index_path(), read_only=read_only)
+        except BaseException:
+            self._folder.close()
+            raise
+        self._packs = PackReader(self._folder.packs)
+        self._writer = Writer(self._folder, self._index, self._packs)
+        self._closing = threading.Lock()
+        self._closed = False
+        self.read_only = read_only
+        with self._index.read() as snapshot:
+            if snapshot.get(b"meta", b"store") != self._folder.uuid:
+                self.close()
+                raise Corrupt(f"the index in {path} belongs to another store; run: hilum rebuild")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give locks and files up. What was acknowledged is durable already."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+        self._writer.close()
+        self._packs.close()
+        self._index.close()
+        self._folder.close()
+
+    @property
+    def path(self) -> str:
+        return self._folder.path
+
+    @property
+    def folder(self) -> Folder:
+        return self._folder
+
+    @property
+    def index(self) -> Index:
+        return self._index
+
+    @property
+    def packs(self) -> PackReader:
+        return self._packs
+
+    @property
+    def writer(self) -> Writer:
+        """The writer of this store.
+
+        Raises:
+            ReadOnly: the store was opened for reading.
+        """
+        if self.read_only:
+            raise ReadOnly(f"{self.path} was opened for reading")
+        return self._writer
+
+    # In.
+
+    def ingest(
+        self,
+        file: bytes | bytearray | memoryview | BinaryIO | str | os.PathLike[str],
+        *,
+        policy: Policy = Policy.KEEP_FIRST,
+        source: str = "",
+    ) -> Ingested:
+        """Store one object, durably: a file's bytes, an open binary file, or a path.
+
+        Raises:
+            NotDicom, BadDicom: it can't be stored; the error names offset and tag.
+            Conflict: other bytes are stored under its UID, and the policy is to keep them.
+            StoreBroken: the store could not write; nothing is promised, reopen it.
+        """
+        while True:
+            prepared = self.prepare(file, source=source)
+            (outcome,) = self.writer.submit([prepared], policy)
+            if outcome.result != Result.AGAIN:
+                return _ingested(prepared, outcome)
+
+    def prepare(
+        self,
+        file: bytes | bytearray | memoryview | BinaryIO | str | os.PathLike[str],
+        *,
+        source: str = "",
+    ) -> Prepared:
+        """Scan and split an object, ready for ingest_many(). Nothing is stored yet."""
+        label = source.encode("utf-8", "surrogateescape")
+        if isinstance(file, bytes | bytearray | memoryview):
+            return prepare.prepare(memoryview(file).cast("B"), source=label)
+        if isinstance(file, str | os.PathLike):
+            path = os.fspath(file)
+            try:
+                with open(path, "rb", buffering=0) as opened:
+                    return self.prepare_fd(opened.fileno(), source=label or os.fsencode(path))
+            except BadDicom as failure:
+                failure.path = path
+                raise
+        try:
+            fd = file.fileno()
+        except (OSError, AttributeError, io.UnsupportedOperation):
+            return prepare.prepare(memoryview(file.read()), source=label)
+        return self.prepare_fd(fd, source=label)
+
+    def prepare_fd(self, fd: int, *, source: bytes = b"") -> Prepared:
+        """Prepare a file by its descriptor: in memory if it is small, streamed if it is large."""
+        size = os.fstat(fd).st_size
+        if size > prepare.IN_MEMORY_MAX:
+            return prepare.prepare_file(fd, size, make_sink=self.writer.new_file_pack, source=source)
+        data = bytearray()
+        while len(data) <= size and (chunk := os.pread(fd, _CHUNK, len(data))):
+            data += chunk
+        return prepare.prepare(memoryview(data), source=source)
+
+    def ingest_many(
+        self, objects: Sequence[Prepared], *, policy: Policy = Policy.KEEP_FIRST
+    ) -> list[Result]:
+        """Store prepared objects in one commit; the batch API of bulk work. Keep a batch to about 1,000."""
+        return [outcome.result for outcome in self.writer.submit(objects, policy)]
+
+    # Out.
+
+    def find(
+        self,
+        level: str,
+        keys: dict[str, str] | Iterable[tuple[str, str]] = (),
+        *,
+        limit: int | None = None,
+        offset: int = 0,
+        order: Sequence[str] = (),
+    ) -> list[query.Row]:
+        """Find patients, studies, series or instances by indexed attributes: see docs/architecture.md.
+
+        `keys` are names (keywords or tags) and values as PS3.4 C.2.2.2 (Attribute Matching) has them.
+        `order` names attributes to sort by, "-" in front of one for descending.
+
+        Raises:
+            BadQuery: an unknown level or name, a value that makes no sense.
+        """
+        if level not in query.LEVELS:
+            raise BadQuery(f"{level!r} is no level: patients, studies, series or instances")
+        if offset < 0 or (limit is not None and limit < 0):
+            raise BadQuery("limit and offset can't be negative")
+        wanted = query.parse_keys(keys.items() if isinstance(keys, dict) else keys)
+        by = [_order_of(name) for name in order]
+        with self._index.read() as snapshot:
+            found = query.Query(snapshot, query.LEVELS[level], wanted, self._read_left)
+            return list(found.rows(limit=limit, offset=offset, order=by))
+
+    def find_uids(self, level: str, keys: dict[str, str] | Iterable[tuple[str, str]]) -> list[bytes]:
+        """SOP Instance UIDs of everything under the rows that match, in the order of find().
+
+        Raises:
+            BadQuery: as find().
+        """
+        wanted = query.parse_keys(keys.items() if isinstance(keys, dict) else keys)
+        if level not in query.LEVELS:
+            raise BadQuery(f"{level!r} is no level: patients, studies, series or instances")
+        uids: list[bytes] = []
+        with self._index.read() as snapshot:
+            rows = query.Query(snapshot, query.LEVELS[level], wanted, self._read_left).rows()
+            for row in rows:
+                for _, instance in instances_under(snapshot, row):
+                    uids.append(record.raw_of(instance.entries, record.NUMBER_OF[0x00080018]))
+        return uids
+
+    def locate(self, uid: str) -> Located:
+        """Find an instance by its SOP Instance UID.
+
+        Raises:
+            NotFound: it is not stored.
+        """
+        with self._index.read() as snapshot:
+            return locate_in(snapshot, uid)
+
+    def head(self, uid: str) -> Head:
+        """The stored head of an instance: its data set without bulk values.
+
+        Raises:
+            NotFound: it is not stored.
+            Corrupt: the head on disk is not what came in.
+        """
+        return self.read_head(self.locate(uid).instance)
+
+    def read_head(self, instance: Instance) -> Head:
+        payload = self._packs.read(
+            (HEAD_PACK,), instance.container, instance.offset, instance.head_length
+        )
+        return record.unpack_head(payload)
+
+    def read(self, uid: str) -> bytes:
+        """The whole file as it came in, checked against its checksum.
+
+        Raises:
+            NotFound: it is not stored.
+            Corrupt: what is on disk does not give the file back.
+        """
+        return b"".join(self.chunks(uid))
+
+    def chunks(self, uid: str) -> Iterator[bytes]:
+        """The same in pieces of bounded size. A checksum that does not fit is found after the last one."""
+        located = self.locate(uid)
+        head = self.read_head(located.instance)
+        crc = 0
+        for piece in original_pieces(head, self._read_blob_pieces):
+            crc = prepare.crc32(piece, crc)
+            yield piece
+        if crc != head.original_crc:
+            raise Corrupt(f"{uid} is not what came in; run: hilum verify")
+
+    def open_original(self, uid: str) -> OriginalFile:
+        """The file as it came in, as a binary file that reads only what it is asked for."""
+        return OriginalFile(self.head(uid), self.read_blob)
+
+    def frames(self, uid: str) -> FrameReader:
+        """A reader of the instance's frames.
+
+        Raises:
+            NotFound: it is not stored, or has no pixel data.
+        """
+        instance = self.locate(uid).instance
+        return FrameReader(instance, self._packs, self.find_blob, lambda: self.read_head(instance))
+
+    def frame_bytes(self, uid: str, index: int) -> bytes:
+        """Frame `index`, from 0, as it is stored: native bytes, or a codestream without item headers.
+
+        Raises:
+            NotFound: no such instance or frame.
+            BadDicom: the pixels are cut, or nothing tells where this frame lies.
+            Corrupt: the bytes on disk are not what came in.
+        """
+        return self.frames(uid).read(index)
+
+    def find_blob(self, digest: bytes) -> BlobPlace:
+        with self._index.read() as snapshot:
+            place = snapshot.place(digest)
+        if place is None:
+            raise Corrupt(f"blob {digest.hex()} is in no pack; run: hilum verify")
+        return place
+
+    def read_blob(self, digest: bytes, offset: int, length: int) -> bytes:
+        """Bytes of a blob, unchecked: whoever needs proof holds a checksum against them."""
+        place = self.find_blob(digest)
+        return self._packs.read(BLOB_KINDS, place.container, place.offset + offset, length)
+
+    def _read_blob_pieces(self, digest: bytes, length: int) -> Iterator[bytes]:
+        place = self.find_blob(digest)
+        for at in range(0, length, _CHUNK):
+            size = min(_CHUNK, length - at)
+            yield self._packs.read(BLOB_KINDS, place.container, place.offset + at, size)
+
+    # Away.
+
+    def delete(self, level: str, keys: dict[str, str] | Iterable[tuple[str, str]]) -> int:
+        """Delete every instance under the rows that match, durably; return how many.
+
+        Raises:
+            BadQuery: as find(), and when there is no key at all.
+        """
+        pairs = list(keys.items() if isinstance(keys, dict) else keys)
+        if not query.parse_keys(pairs):
+            raise BadQuery("delete needs a key that narrows it down; to empty a store, remove its folder")
+        return self.writer.delete(self.find_uids(level, pairs))
+
+    def _read_left(self, row: query.Row, number: int) -> list[Value]:
+        """An attribute that was too long for the index, out of the head of the row's first instance."""
+        with self._index.read() as snapshot:
+            for _, instance in instances_under(snapshot, row):
+                return read_element(self, instance, record.TAG_OF[number])
+        return []
+
+
+def _ingested(prepared: Prepared, outcome: Outcome) -> Ingested:
+    uid = prepared.uid.decode("latin-1")
+    if outcome.result == Result.CONFLICT:
+        raise Conflict(f"{uid} is stored with other content, which is kept")
+    return Ingested(uid, outcome.result)
+
+
+def _order_of(name: str) -> tuple[int, bool]:
+    descending = name.startswith("-")
+    number = query.entry_number(query.parse_path(name.lstrip("-")))
+    if number is None:
+        raise BadQuery(f"{name.lstrip('-')} is not indexed, so nothing can be sorted by it")
+    return number, descending
+
+
+def locate_in(snapshot: Snapshot, uid: str) -> Located:
+    try:
+        key = snapshot.get(b"sop_uids", uid.encode("ascii"))
+    except UnicodeEncodeError:
+        key = None
+    if not key:
+        raise NotFound(f"no instance {uid[:80]!r} is stored")
+    value = snapshot.get(b"instances", key)
+    if value is None:
+        raise Corrupt(f"the index names {uid} but has no record of it; run: hilum rebuild")
+    return Located(key, record.unpack_instance(value))
+
+
+def instances_under(snapshot: Snapshot, row: query.Row) -> Iterator[tuple[bytes, Instance]]:
+    """Every instance of a patient, study or series; an instance itself."""
+    prefixes = [row.key]
+    if row.level == record.PATIENT:
+        prefixes = [key[4:] for key, _ in snapshot.scan_prefix(b"patient_studies", row.key)]
+    for prefix in prefixes:
+        for key, value in snapshot.scan_prefix(b"instances", prefix):
+            yield key, record.unpack_instance(value)
+
+
+def original_pieces(
+    head: Head, read_blob: Callable[[bytes, int], Iterator[bytes]]
+) -> Iterator[bytes]:
+    """Head and blobs, put together as the file that came in."""
+    at = 0  # in the head's bytes
+    gone = 0  # bytes of holes so far
+    for hole in head.holes:
+        end = hole.offset - gone
+        yield head.head[at:end]
+        yield from read_blob(hole.digest, hole.length)
+        at = end
+        gone += hole.length
+    yield head.head[at:]
+
+
+def read_element(store: Store, instance: Instance, tag: int) -> list[Value]:
+    """The values of any element of a stored head, read by pydicom."""
+    import warnings
+
+    import pydicom
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        file = OriginalFile(store.read_head(instance), store.read_blob)
+        with contextlib.suppress(Exception):  # pydicom raises many kinds; then there is no value
+            element = pydicom.dcmread(file, force=True, specific_tags=[tag], defer_size=1024).get(tag)
+            if element is not None and element.VM:
+                values = element.value if element.VM > 1 else [element.value]
+                return [value if isinstance(value, int | float | str) else str(value) for value in values]
+    return []
+
+
+class OriginalFile(io.RawIOBase):
+    """A stored object as a binary file: the head is in memory, the bulk values are read where asked for."""
+
+    def __init__(self, head: Head, read_blob: Callable[[bytes, int, int], bytes]) -> None:
+        self._head = head
+        self._read_blob = read_blob
+        self._at = 0
+        self.name = ""  # pydicom asks
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._head.original_length}[whence]
+        if base + offset < 0:
+            raise OSError(errno.EINVAL, "seek before the beginning")
+        self._at = base + offset
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        end = self._head.original_length
+        if size is not None and size >= 0:
+            end = min(end, self._at + size)
+        data = b"".join(self._pieces(self._at, end))
+        self._at = max(self._at, end)
+        return data
+
+    def _pieces(self, begin: int, end: int) -> Iterator[bytes]:
+        head, at, gone = self._head.head, begin, 0
+        for hole in self._head.holes:
+            if at >= end:
+                return
+            if at < hole.offset:
+                until = min(end, hole.offset)
+                yield head[at - gone : until - gone]
+                at = until
+            if hole.offset <= at < hole.offset + hole.length and at < end:
+                until = min(end, hole.offset + hole.length)
+                yield self._read_blob(hole.digest, at - hole.offset, until - at)
+                at = until
+            gone += hole.length
+        if at < end:
+            yield head[at - gone : end - gone]
+
