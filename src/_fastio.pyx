@@ -6,7 +6,7 @@ A batch is read in one call with the GIL given up once, not once for each file: 
 each return of the GIL may cost 5 ms.
 """
 
-from libc.errno cimport EINTR, EIO, errno
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from posix.fcntl cimport O_CLOEXEC, O_NOCTTY, O_NONBLOCK, O_RDONLY, open
@@ -23,6 +23,7 @@ cdef struct Job:
     uint64_t offset
     uint64_t size
     int64_t mtime_ns
+    int64_t ctime_ns
     uint64_t inode
     int error           # 0, an errno, or one of the above
 
@@ -44,6 +45,7 @@ cdef bint read_one(Job* job, uint8_t* arena, uint64_t used, uint64_t room, uint6
     job.size = st.st_size
     job.inode = st.st_ino
     job.mtime_ns = <int64_t>st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec
+    job.ctime_ns = <int64_t>st.st_ctim.tv_sec * 1000000000 + st.st_ctim.tv_nsec
     job.offset = used
     job.error = 0
     if not S_ISREG(st.st_mode):
@@ -79,7 +81,7 @@ ERROR_GROWN = GROWN
 def read_files(list paths not None, Py_ssize_t first, uint8_t[::1] arena not None, uint64_t size_max):
     """Read paths[first:], each bytes, one after another into `arena` until it is full.
 
-    Return [(offset, size, mtime_ns, inode, error)] for as many as were handled, at least one; `error` is
+    Return [(offset, size, mtime_ns, ctime_ns, inode, error)] for as many as were handled, at least one; `error` is
     0, an errno or an ERROR_ constant. A file larger than `size_max` bytes, which must not be more than
     the arena, is told apart and not read.
     """
@@ -99,7 +101,7 @@ def read_files(list paths not None, Py_ssize_t first, uint8_t[::1] arena not Non
             path = paths[first + i]
             jobs[i].path = path
             jobs[i].offset = jobs[i].size = jobs[i].inode = 0
-            jobs[i].mtime_ns = 0
+            jobs[i].mtime_ns = jobs[i].ctime_ns = 0
         with nogil:
             while handled < count:
                 if not read_one(&jobs[handled], &arena[0], used, room, size_max):
@@ -107,7 +109,7 @@ def read_files(list paths not None, Py_ssize_t first, uint8_t[::1] arena not Non
                 if jobs[handled].error == 0:
                     used += jobs[handled].size
                 handled += 1
-        return [(jobs[i].offset, jobs[i].size, jobs[i].mtime_ns, jobs[i].inode, jobs[i].error)
+        return [(jobs[i].offset, jobs[i].size, jobs[i].mtime_ns, jobs[i].ctime_ns, jobs[i].inode, jobs[i].error)
                 for i in range(handled)]
     finally:
         free(jobs)

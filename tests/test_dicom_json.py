@@ -17,7 +17,7 @@ from hilum.dicom.json import element, key
     [
         ("CS", [], {"vr": "CS"}),
         ("CS", ["CT", "MR"], {"vr": "CS", "Value": ["CT", "MR"]}),
-        ("LO", ["a", None, "b"], {"vr": "LO", "Value": ["a", None, "b"]}),  # F.2.5
+        ("LO", ["a", None, ""], {"vr": "LO", "Value": ["a", None, None]}),  # F.2.5
         ("IS", [12, None, "1.2.3"], {"vr": "IS", "Value": [12, None, "1.2.3"]}),
         ("DS", [1.5, "1,5"], {"vr": "DS", "Value": [1.5, "1,5"]}),
         ("UV", [2**64 - 1], {"vr": "UV", "Value": [2**64 - 1]}),

@@ -71,6 +71,8 @@ TABLE = [
     ("DT", "202001011200-0500-202001011300-0500", ["202001011730+0000"], ["202001011630+0000"]),
     ("DT", "202001011200+0100-", ["202001011100+0000"], ["202001011059+0000"]),
     ("DT", "-202001011200+0100", ["202001011100+0000"], ["202001011101+0000"]),
+    ("DT", "202001021200+1400", ["202001012200+0000"], ["202001021200+0000"]),
+    ("DT", "202001021200-1200", ["202001030000+0000"], ["202001021200+0000"]),
     # Names: case and accents don't count, components do
     ("PN", "smith", ["SMITH", "Smith^", "Smith^^^", "=Smith", "x==SMITH"], ["Smith^John", "Smithson"]),
     ("PN", "SMITH^JOHN", ["Smith^John", "smith ^ john"], ["Smith", "Smith^John^W", "Smith^^John"]),
@@ -264,11 +266,11 @@ def test_a_name_has_this_normal_form(name, normal):
 
 
 def test_a_key_of_many_wildcards_takes_no_longer_than_its_length_times_the_text_s():
-    # A pattern that goes back would need (5000 choose 20) steps.
-    match = parse("LT", "*a" * 20 + "*b")
+    # A pattern that goes back would try each of the 131 million ways to choose 6 of the 70 letters.
+    match = parse("LT", "*a" * 6 + "*b")
     start = time.perf_counter()
-    assert not match.matches(["a" * 5000])
-    assert time.perf_counter() - start < 1
+    assert not match.matches(["a" * 70])
+    assert time.perf_counter() - start < 0.5
 
 
 @given(st.text())

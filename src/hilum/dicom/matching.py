@@ -198,11 +198,10 @@ def normalise_name(text: str) -> str:
     if text.isascii():
         text = text.lower()
     else:
-        decomposed = unicodedata.normalize("NFKD", text).casefold()
+        text = unicodedata.normalize("NFKD", text).casefold()
         # Combining classes below 200 (Japanese voicing, Indic viramas, Hebrew points) make another letter
-        # of the one they follow rather than an accented one. Once more NFKD, as folding may compose; and NFC
-        # at the end, so that "?" stands for what is one letter to the user.
-        text = unicodedata.normalize("NFKD", decomposed)
+        # of the one they follow rather than an accented one. Composed again at the end, so that "?" stands
+        # for what is one letter to the user.
         text = "".join([letter for letter in text if unicodedata.combining(letter) < 200])
         text = unicodedata.normalize("NFC", text)
     groups = text.replace("\0", " ").split("=")

@@ -1,4 +1,4 @@
-"""Takes a pixel layout and a frame's index; gives where that native frame lies. Never reads a byte, decodes nothing.
+"""Takes a pixel layout and a frame's index; gives where that native frame lies. Never decodes a pixel.
 
 Native frames only, PS3.5 8.2, Native or Encapsulated Format Encoding. They follow each other without any
 padding, so with Bits Allocated 1 a frame may begin and end inside a byte, PS3.5 8.1.1, Pixel Data Encoding of
@@ -22,7 +22,9 @@ class FrameSpan(NamedTuple):
 
 
 def native_frame_span(layout: PixelLayout, index: int) -> FrameSpan:
-    """Return where the frame with this index, from 0, lies. The value may be shorter than that: the caller knows.
+    """Return where the frame with this index, from 0, lies.
+
+    The value may be too short to hold it: its length is known to the caller alone.
 
     Raises:
         NotFound: index is negative, or not below Number of Frames.

@@ -223,10 +223,10 @@ class Folder:
         sync_directory(self.path)
 
 
-def make_index(path: str, store: bytes) -> Index:
-    """A new, empty index generation of this store."""
+def make_index(path: str, store: bytes, *, building: bool = False) -> Index:
+    """A new, empty index generation of this store; `building` one is durable only after its sync()."""
     os.makedirs(path, exist_ok=True)
-    index = Index(path, create=True)
+    index = Index(path, create=True, building=building)
     with index.write() as change:
         change.set_number(b"version", INDEX_VERSION)
         change.put(b"meta", b"store", store)

@@ -81,7 +81,9 @@ class _Shared:
 class Index:
     """One index generation, open. Close it once for each open."""
 
-    def __init__(self, path: str, *, read_only: bool = False, create: bool = False) -> None:
+    def __init__(
+        self, path: str, *, read_only: bool = False, create: bool = False, building: bool = False
+    ) -> None:
         self._key = (os.path.realpath(path), read_only)
         self.read_only = read_only
         with _Shared.lock:
@@ -89,10 +91,10 @@ class Index:
                 self._env, self._tables, count = _Shared.opened[self._key]
                 _Shared.opened[self._key] = (self._env, self._tables, count + 1)
             else:
-                self._env, self._tables = self._open(path, create)
+                self._env, self._tables = self._open(path, create, building)
                 _Shared.opened[self._key] = (self._env, self._tables, 1)
 
-    def _open(self, path: str, create: bool) -> tuple[lmdb.Environment, dict[bytes, Any]]:
+    def _open(self, path: str, create: bool, building: bool) -> tuple[lmdb.Environment, dict[bytes, Any]]:
         if not create and not os.path.exists(os.path.join(path, "data.mdb")):
             raise StoreMissing(f"{path} holds no index; run: hilum rebuild")
         frozen = self.read_only and not os.access(path, os.W_OK)  # a read-only mount: no lock file, no writers
@@ -107,6 +109,7 @@ class Index:
                 lock=not frozen,
                 readahead=False,
                 meminit=False,
+                sync=not building,  # nobody is told anything before the whole is synced
                 max_spare_txns=16,
             )
         except lmdb.Error as failure:
@@ -124,6 +127,13 @@ class Index:
         if not self.read_only:
             env.reader_check()  # slots of killed readers would hold old pages for ever
         return env, tables
+
+    def sync(self) -> None:
+        """Make an index that was opened for building durable."""
+        try:
+            self._env.sync(True)
+        except lmdb.Error as failure:
+            raise StoreBroken(f"the index can't be synced: {_words(failure)}") from failure
 
     def close(self) -> None:
         with _Shared.lock:

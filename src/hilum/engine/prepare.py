@@ -35,6 +35,11 @@ class Blob(NamedTuple):
     length: int
     place: Place | None = None
 
+    @property
+    def is_let_go(self) -> bool:
+        """Whether its bytes are no longer here: only the store may still have them."""
+        return self.place is None and len(self.data) != self.length
+
 
 class BlobSink(Protocol):
     """Where a blob too large for memory goes while it is read; packs.FilePackWriter is one."""
@@ -112,6 +117,10 @@ class Prepared:
         self.pixels = _pixel_fields(parsed, inflated_holes or holes)
         self.journal: tuple[bytes, bytes] | None = None
         self.sinks: list[BlobSink] = []
+
+    def let_go(self) -> None:
+        """Forget the blobs' bytes: they are appended, and the memory under them will be used again."""
+        self.blobs = [blob._replace(data=b"") for blob in self.blobs]
 
     def discard(self) -> None:
         """Leave nothing of this object behind: it was refused, or is stored already."""

@@ -13,13 +13,14 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
+from hilum.dicom import dictionary, json
 from hilum.engine import prepare, query, record
 from hilum.engine.folder import Folder
 from hilum.engine.frames import BLOB_KINDS, FrameReader
 from hilum.engine.index import BlobPlace, Index, Snapshot
-from hilum.engine.packs import HEAD_PACK, PackReader
+from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK, SUFFIX_OF, PackReader, list_packs
 from hilum.engine.prepare import Prepared
 from hilum.engine.record import Head, Instance, Value
 from hilum.engine.writer import Outcome, Policy, Result, Writer
@@ -307,6 +308,55 @@ class Store:
         for at in range(0, length, _CHUNK):
             size = min(_CHUNK, length - at)
             yield self._packs.read(BLOB_KINDS, place.container, place.offset + at, size)
+
+    def row_values(self, row: query.Row, path: tuple[int, ...]) -> list[Value]:
+        """Any attribute of a row: out of the index, else out of the head of its first instance."""
+        if len(path) == 1 and path[0] in row.computed:
+            return row.computed[path[0]]
+        number = query.entry_number(path)
+        if number is not None:
+            return row.values(number)
+        if len(path) > 1:
+            raise BadQuery("attributes inside sequences can't be included yet")
+        with self._index.read() as snapshot:
+            for _, instance in instances_under(snapshot, row):
+                return read_element(self, instance, path[0])
+        return []
+
+    def row_text(self, row: query.Row, path: tuple[int, ...]) -> str:
+        """The same as text, values joined by backslashes."""
+        return "\\".join("" if value is None else str(value) for value in self.row_values(row, path))
+
+    def row_json(self, row: query.Row, include: Sequence[tuple[int, ...]] = ()) -> dict[str, Any]:
+        """A row as DICOM JSON, PS3.18 F.2, with the attributes in `include` beside those of its level."""
+        document = row.to_json(include)
+        for path in include:
+            if json.key(path[-1]) not in document:
+                vr = dictionary.vr_of(path[-1])
+                document[json.key(path[-1])] = json.element(vr, self.row_values(row, path))
+        return dict(sorted(document.items()))
+
+    def stats(self) -> dict[str, int]:
+        """Counts, and bytes on disk."""
+        with self._index.read() as snapshot:
+            states = snapshot.packs()
+            counts = {
+                name: snapshot.count(name.encode()) for name in ("patients", "studies", "series", "instances")
+            }
+            counts["blobs"] = snapshot.count(b"places")
+            counts["conflicts"] = snapshot.count(b"conflicts")
+            counts["revisions"] = snapshot.count(b"revisions")
+            counts["original_bytes"] = sum(
+                record.unpack_patient(value).bytes for _, value in snapshot.scan(b"patients")
+            )
+        sizes = {kind: 0 for kind in SUFFIX_OF}
+        for file in list_packs(self._folder.packs):
+            state = states.get(file.number)
+            sizes[file.kind] += state.end if state is not None else os.path.getsize(file.path)
+        counts["head_bytes"] = sizes[HEAD_PACK]
+        counts["bulk_bytes"] = sizes[BULK_PACK] + sizes[FILE_PACK]
+        counts["index_bytes"] = self._index.file_bytes()
+        return counts
 
     # Away.
 

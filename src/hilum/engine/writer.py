@@ -134,6 +134,8 @@ class Writer:
         with self._lead:
             self._prepare_to_write()
             self._guard(lambda: self._append_blobs(objects, policy))
+            for prepared in objects:
+                prepared.let_go()
 
     def delete(self, uids: Sequence[bytes]) -> int:
         """Delete instances by SOP Instance UID, durably; return how many were there."""
@@ -235,7 +237,7 @@ class Writer:
                     if blob.place is not None or blob.digest in self._places:
                         continue
                     known = snapshot.place(blob.digest)
-                    if known is not None and not known.bad:
+                    if (known is not None and not known.bad) or blob.is_let_go:
                         continue
                     if known is not None:
                         self._healed[blob.digest] = known

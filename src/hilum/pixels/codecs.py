@@ -1,11 +1,11 @@
 """Takes the bytes of one frame in one transfer syntax; gives its samples as the codestream holds them.
 
-The table CODECS is the one list of what can be decoded. Knows nothing of masks, sign or RGB beyond saying what
-is there: decode.py finishes the frame. Codecs come from imagecodecs, loaded by the first frame that needs them:
-its decoders let other threads run, which pylibjpeg's OpenJPEG does not.
+Never masks, extends a sign or makes RGB: decode.py finishes the frame. The table CODECS is the one list of
+what can be decoded. Codecs come from imagecodecs, loaded by the first frame that needs them: its decoders let
+other threads run, which pylibjpeg's OpenJPEG does not.
 
-Every header is read before its codec is called, so a codestream that claims more pixels than the data set does
-costs nothing.
+Every header is read before its codec is called, so a codestream that claims more pixels than the data set
+does costs nothing.
 """
 
 from __future__ import annotations
@@ -115,14 +115,14 @@ def _deflated_frame(data: bytes, layout: PixelLayout) -> Samples:
     needed = (layout.frame_bits + 7) // 8
     # One byte more than the frame: an odd one may have been padded before it was deflated. Nothing
     # that inflates to more than that is ever held.
-    return _native_little(imagecodecs.deflate_decode(data, raw=True, out=needed + 1), layout)
+    return _native_little(bytes(imagecodecs.deflate_decode(data, raw=True, out=needed + 1)), layout)
 
 
 # --- RLE ---------------------------------------------------------------------
 
 
 def _rle(data: bytes, layout: PixelLayout) -> Samples:
-    """PS3.5 Annex G, Encapsulated RLE Compressed Images: one segment a byte of a sample, the highest first."""
+    """PS3.5 Annex G, Encapsulated RLE Compressed Images: one segment for each byte of a sample."""
     if len(data) < 64:
         raise bad(layout, "frame is shorter than the RLE header")
     header = np.frombuffer(data, "<u4", 16).tolist()
@@ -134,11 +134,10 @@ def _rle(data: bytes, layout: PixelLayout) -> Samples:
     pixels = layout.rows * layout.columns
     byte_count = (pixels + 7) // 8 if layout.bits_allocated == 1 else pixels
     planes = np.empty((layout.rows, layout.columns, layout.samples_per_pixel, sample_bytes), "u1")
-    source = memoryview(data)
     for n, (start, end) in enumerate(zip(header[1:], ends, strict=False)):
         if not 64 <= start <= end <= len(data):
             raise bad(layout, f"RLE segment {n} lies outside the frame")
-        plane = _rle_segment(source[start:end], byte_count)
+        plane = _rle_segment(data[start:end], byte_count)
         if len(plane) < byte_count:
             raise bad(layout, f"RLE segment {n} has {len(plane)} bytes of {byte_count}")
         if layout.bits_allocated == 1:
@@ -152,7 +151,7 @@ def _rle(data: bytes, layout: PixelLayout) -> Samples:
     return Samples(array, layout.photometric, bits)
 
 
-def _rle_segment(source: memoryview, byte_count: int) -> Array:
+def _rle_segment(source: bytes, byte_count: int) -> Array:
     """Return the first `byte_count` bytes of one segment, fewer if it has no more.
 
     A segment may be padded with more pixels than the frame has: at most twice as many, so that a small frame
@@ -206,8 +205,6 @@ def _jpeg_header(data: bytes, layout: PixelLayout) -> JpegHeader:
         length = int.from_bytes(data[at : at + 2], "big")
         segment = data[at + 2 : at + length]
         at += length
-        if length < 2 or at > len(data):
-            raise bad(layout, "a JPEG marker segment runs past the end of the frame")
         if marker in _FRAME_HEADERS:
             break
         if 0xE0 <= marker <= 0xEF and segment.startswith(b"JFIF"):
@@ -239,7 +236,7 @@ def _jpeg_photometric(header: JpegHeader, layout: PixelLayout) -> str:
 
 
 def _jpeg(data: bytes, layout: PixelLayout) -> Samples:
-    """All of ISO/IEC 10918-1 that DICOM uses: 8 and 12 bits, sequential and progressive, lossless to 16 bits."""
+    """ISO/IEC 10918-1: 8 and 12 bits, sequential and progressive, and lossless to 16 bits."""
     import imagecodecs
 
     header = _jpeg_header(data, layout)
@@ -279,8 +276,6 @@ def _jpeg_2000_bits(data: bytes, layout: PixelLayout) -> int | None:
         raise bad(layout, "no JPEG 2000 codestream")
     right, bottom, left, top = (int.from_bytes(siz[n : n + 4], "big") for n in (8, 12, 16, 20))
     _match(layout, bottom - top, right - left, int.from_bytes(siz[40:42], "big"))
-    if data.rfind(b"\xff\xd9", at + 43) < 0:
-        raise bad(layout, "the JPEG 2000 codestream is truncated: it has no end marker")
     signed, precision = siz[42] >> 7, (siz[42] & 0x7F) + 1
     if layout.photometric.startswith("MONOCHROME") and signed != layout.pixel_representation:
         return precision
@@ -296,9 +291,9 @@ def _jpeg_2000(data: bytes, layout: PixelLayout) -> Samples:
     import imagecodecs
 
     bits = _jpeg_2000_bits(data, layout)
-    # The codec undoes the component transform, so YBR_ICT and YBR_RCT are RGB: PS3.3 C.7.6.3.1.2.
-    photometric = "RGB" if layout.photometric in ("YBR_ICT", "YBR_RCT") else layout.photometric
-    return Samples(imagecodecs.jpeg2k_decode(data), photometric, bits)
+    # The codec undoes the transform of YBR_ICT and YBR_RCT, PS3.3 C.7.6.3.1.2, Photometric Interpretation, so
+    # those need no conversion; YBR_FULL is no transform of the codestream's own, and still does.
+    return Samples(imagecodecs.jpeg2k_decode(data), layout.photometric, bits)
 
 
 # --- JPEG XL -----------------------------------------------------------------

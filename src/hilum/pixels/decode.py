@@ -1,4 +1,4 @@
-"""Takes one stored frame and its layout; gives its pixels as an array. Never opens a file, never keeps a frame.
+"""Takes one stored frame and its layout; gives its pixels as an array. Never opens a file.
 
 The pixels are those of pydicom's Dataset.pixel_array: unused bits masked, sign extended, colour by pixel,
 YBR_FULL and YBR_FULL_422 turned into RGB. Palettes, modality and VOI transformations are left to the caller.
@@ -23,7 +23,7 @@ _NATIVE = {  # the only ones that may hold floating-point pixels
     "1.2.840.10008.1.2.2",
 }
 
-# PS3.6 Annex A, Registry of DICOM Unique Identifiers (UIDs), Table A-1. Each fragmentable video has the UID of
+# PS3.6 Annex A, Registry of DICOM Unique Identifiers (UIDs), Table A-1. A fragmentable video has the UID of
 # the plain one with ".1" behind it.
 _WHY_NOT = {
     **{
@@ -108,8 +108,7 @@ def _finish(samples: Samples, layout: PixelLayout, dtype: np.dtype[np.generic]) 
         raise bad(layout, f"decoded samples are {array.dtype}, which Bits Allocated does not hold")
     if dtype.kind == "f":
         return array.astype(array.dtype.newbyteorder("=")).view(dtype)
-    # The codec's bits are read as the data set's Pixel Representation says, then widened.
-    array = array.view(f"{array.dtype.byteorder}{dtype.kind}{array.dtype.itemsize}").astype(dtype)
+    array = array.astype(dtype)
     unused = 0 if samples.bits is None else 8 * dtype.itemsize - samples.bits
     if unused > 0:
         # PS3.5 8.1.1, Pixel Data Encoding of Related Data Elements: bits above High Bit may hold anything.

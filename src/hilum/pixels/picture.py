@@ -64,10 +64,12 @@ def _windowed(array: Array, center: float, width: float) -> Array:
 def _full_range(array: Array) -> Array:
     values = array.astype(np.float64)
     finite = values[np.isfinite(values)]  # floating-point pixels may be padded with NaN
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-    return _bytes((values - low) * (255 / (high - low) if high > low else 0.0))
+    if not finite.size or finite.min() == finite.max():
+        return np.zeros(array.shape, np.uint8)
+    return _bytes((values - finite.min()) * (255 / (finite.max() - finite.min())))
 
 
 def _bytes(values: Array) -> Array:
     """Return values rounded and cut to 0 to 255; what is no number becomes 0."""
-    return np.rint(np.nan_to_num(values, nan=0.0).clip(0, 255)).astype(np.uint8)
+    cut: Array = np.nan_to_num(values, nan=0.0).clip(0, 255)
+    return np.rint(cut).astype(np.uint8)

@@ -1,0 +1,516 @@
+"""Takes folders and files; stores what is DICOM in them, and says what became of each. Prints nothing.
+
+The calling process imports, and more processes beside it where there is much to do: each has its own packs,
+and the index puts their commits in a row. Run again after an interruption it goes on without reading what
+the journal knows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from struct import Struct
+from typing import IO, Any, NamedTuple
+
+from blake3 import blake3
+
+from hilum import _fastio
+from hilum.engine import prepare, query, record
+from hilum.engine.index import Snapshot
+from hilum.engine.prepare import Prepared
+from hilum.engine.store import Store
+from hilum.engine.writer import Outcome, Policy, Result, read_journal_tail
+from hilum.errors import BadDicom, HilumError, NotDicom, StoreFault
+
+BATCH_FILES = 1_000
+ARENA_BYTES = 24 << 20  # files are read into it side by side
+ARENA_FILE_MAX = 12 << 20  # a larger one is read by itself
+COMMIT_BYTES = 192 << 20  # of files between two commits, where they are large
+_SPAWN_AT = 2  # batches that must be waiting before another process pays
+_AHEAD = 2  # batches that each process has in hand
+
+_STAT = Struct("<QqqQ")  # size, mtime_ns, ctime_ns, inode
+
+
+class Failure(NamedTuple):
+    """A file that could not be stored."""
+
+    path: str
+    reason: str
+    offset: int  # bytes from the start of the file
+    tag: int
+    kind: str  # "failed" or "conflict"
+
+
+class Counts(NamedTuple):
+    """What became of files. `files` is the sum of the five that follow it."""
+
+    files: int = 0
+    stored: int = 0
+    duplicates: int = 0
+    conflicts: int = 0
+    not_dicom: int = 0
+    failed: int = 0
+    skipped: int = 0  # did not match the keys; not among `files`
+    bytes: int = 0  # of all `files`
+    fallbacks: int = 0  # of those stored: read by pydicom
+
+    def plus(self, other: Counts) -> Counts:
+        return Counts(*map(sum, zip(self, other, strict=True)))
+
+
+class Options(NamedTuple):
+    """How to import."""
+
+    keys: tuple[tuple[str, str], ...] = ()
+    policy: Policy = Policy.KEEP_FIRST
+    jobs: int = 1
+
+
+# --- Walking -------------------------------------------------------------------
+
+
+def walk(paths: Iterable[str], on_failure: Callable[[Failure], None]) -> Iterator[list[bytes]]:
+    """Give the files under `paths`, a folder's at a time, sorted. Links are followed; each folder counts once."""
+    seen: set[tuple[int, int]] = set()
+    for path in paths:
+        if os.path.isdir(path):
+            yield from _walk_folder(os.fsencode(path), seen, on_failure)
+        else:
+            yield [os.fsencode(path)]
+
+
+def _walk_folder(
+    root: bytes, seen: set[tuple[int, int]], on_failure: Callable[[Failure], None]
+) -> Iterator[list[bytes]]:
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        files, folders = [], []
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        folders.append(entry.path)
+                    else:
+                        files.append(entry.path)
+        except OSError as failure:
+            on_failure(Failure(os.fsdecode(folder), failure.strerror or str(failure), 0, 0, "failed"))
+            continue
+        files.sort()
+        waiting += sorted(folders, reverse=True)
+        if files:
+            yield files
+
+
+def batches(folders: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
+    """Cut and join the folders' files to batches of BATCH_FILES."""
+    batch: list[bytes] = []
+    for files in folders:
+        rest = files
+        while rest:
+            room = BATCH_FILES - len(batch)
+            batch += rest[:room]
+            rest = rest[room:]
+            if len(batch) == BATCH_FILES:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+# --- One batch, in one process ----------------------------------------------------
+
+
+class BatchImporter:
+    """Imports batches of files, one after another, into an open store."""
+
+    def __init__(self, store: Store, options: Options) -> None:
+        self._store = store
+        self._policy = options.policy
+        self._keys = query.parse_keys(options.keys)
+        self._arena = bytearray(ARENA_BYTES)
+        self._view = memoryview(self._arena)
+        self._folders: dict[bytes, bytes] = {}  # folder → the beginning of its journal keys
+        self._failures: list[Failure] = []
+        self._counts = Counts()
+
+    def run(self, paths: list[bytes]) -> tuple[Counts, list[Failure]]:
+        """Import a batch, durably; return what became of it.
+
+        Raises:
+            StoreBroken: the store could not write. What was committed before stays.
+        """
+        self._counts, self._failures = Counts(), []
+        journal = [self._journal_key(path) for path in paths]
+        rest = self._unknown(paths, journal)
+        pending: list[tuple[bytes, int, Prepared]] = []
+        first, staged = 0, 0
+        names = [paths[index] for index in rest]
+        while first < len(names):
+            rows = _fastio.read_files(names, first, self._arena, ARENA_FILE_MAX)
+            ready: list[Prepared] = []
+            for position, (offset, size, mtime, ctime, inode, error) in enumerate(rows, first):
+                path = names[position]
+                if error == _fastio.ERROR_TOO_LARGE:
+                    self._count(self._import_large(path, journal[rest[position]]), size)
+                    continue
+                prepared = self._prepare(path, offset, size, error)
+                if prepared is None:
+                    continue
+                prepared.journal = journal[rest[position]], _STAT.pack(size, mtime, ctime, inode)
+                ready.append(prepared)
+                pending.append((path, size, prepared))
+                staged += size
+            self._store.writer.stage(ready, self._policy)
+            first += len(rows)
+            if staged >= COMMIT_BYTES:
+                self._commit(pending)
+                pending, staged = [], 0
+        self._commit(pending)
+        return self._counts, self._failures
+
+    def _journal_key(self, path: bytes) -> bytes:
+        folder, name = os.path.split(path)
+        prefix = self._folders.get(folder)
+        if prefix is None:
+            if len(self._folders) > 1_000:
+                self._folders.clear()
+            prefix = blake3(os.path.realpath(folder)).digest()[:12]
+            self._folders[folder] = prefix
+        return prefix + name
+
+    def _unknown(self, paths: list[bytes], journal: list[bytes]) -> list[int]:
+        """Indexes of the files that the journal does not know, or knows otherwise; count the others."""
+        if self._keys:
+            return list(range(len(paths)))
+        rest = []
+        with self._store.index.read() as snapshot:
+            if not snapshot.count(b"journal"):
+                return list(range(len(paths)))
+            for index, (path, key) in enumerate(zip(paths, journal, strict=True)):
+                known = self._known(snapshot, path, key)
+                if known is None:
+                    rest.append(index)
+                else:
+                    self._count(*known, path=path)
+        return rest
+
+    def _known(self, snapshot: Snapshot, path: bytes, key: bytes) -> tuple[Result, int] | None:
+        """(result, size) of a file that was imported before and has not changed, nor what it gave."""
+        value = snapshot.get(b"journal", key)
+        if value is None:
+            return None
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None
+        now = _STAT.pack(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        if value[: _STAT.size] != now:
+            return None
+        outcome = read_journal_tail(value[_STAT.size :])
+        if outcome.result == Result.CONFLICT and self._policy != Policy.KEEP_FIRST:
+            return None
+        found = snapshot.get(b"instances", outcome.key)
+        if found is None or record.unpack_instance(found).sequence != outcome.sequence:
+            return None
+        if snapshot.count(b"bad"):
+            return None  # it may be the one that heals what is bad
+        kept = outcome.result == Result.CONFLICT
+        return (Result.CONFLICT if kept else Result.DUPLICATE), status.st_size
+
+    def _prepare(self, path: bytes, offset: int, size: int, error: int) -> Prepared | None:
+        if error:
+            self._fail(path, size, OSError(error, _words_of(error)))
+            return None
+        try:
+            prepared = prepare.prepare(self._view[offset : offset + size], source=path)
+        except (HilumError, OSError) as failure:
+            self._fail(path, size, failure)
+            return None
+        if self._keys and not self._matches(prepared):
+            self._counts = self._counts.plus(Counts(skipped=1))
+            return None
+        return prepared
+
+    def _matches(self, prepared: Prepared) -> bool:
+        for key in self._keys:
+            number = key.number if key.number >= 0 else record.NUMBER_OF[0x00080060]
+            entries = prepared.own if record.LEVEL_OF[number] == record.INSTANCE else prepared.upper
+            try:
+                values = record.values_of(entries, number)
+            except (BadDicom, record.LeftInHead):
+                return False
+            if not key.match.matches(values):
+                return False
+        return True
+
+    def _commit(self, pending: list[tuple[bytes, int, Prepared]]) -> None:
+        outcomes = self._store.writer.submit([prepared for _, _, prepared in pending], self._policy)
+        for (path, size, prepared), outcome in zip(pending, outcomes, strict=True):
+            if outcome.result == Result.AGAIN:
+                self._count(self._import_large(path, None), size, path=path)
+                continue
+            self._count(outcome.result, size, path=path, prepared=prepared)
+
+    def _import_large(self, path: bytes, journal: bytes | None) -> Result | None:
+        """Import one file by itself, in bounded memory; None when it failed and was counted."""
+        size = 0
+        try:
+            with open(path, "rb", buffering=0) as file:
+                status = os.fstat(file.fileno())
+                size = status.st_size
+                while True:
+                    prepared = self._store.prepare_fd(file.fileno(), source=path)
+                    if self._keys and not self._matches(prepared):
+                        prepared.discard()
+                        self._counts = self._counts.plus(Counts(skipped=1))
+                        return None
+                    if journal is not None:
+                        stat = _STAT.pack(size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+                        prepared.journal = journal, stat
+                    outcome: Outcome = self._store.writer.submit([prepared], self._policy)[0]
+                    if outcome.result != Result.AGAIN:
+                        return outcome.result
+        except StoreFault:
+            raise
+        except (HilumError, OSError) as failure:
+            self._fail(path, size, failure)
+            return None
+
+    def _count(
+        self, result: Result | None, size: int, *, path: bytes = b"", prepared: Prepared | None = None
+    ) -> None:
+        if result is None:
+            return
+        fallback = prepared is not None and bool(prepared.flags & record.BY_PYDICOM)
+        stored = result in (Result.STORED, Result.REPLACED, Result.HEALED)
+        conflict = result == Result.CONFLICT
+        self._counts = self._counts.plus(
+            Counts(
+                files=1,
+                stored=int(stored),
+                duplicates=int(not stored and not conflict),
+                conflicts=int(conflict),
+                bytes=size,
+                fallbacks=int(fallback),
+            )
+        )
+        if conflict:
+            reason = "other content is stored under this SOP Instance UID, and is kept"
+            self._failures.append(Failure(os.fsdecode(path), reason, 0, 0x00080018, "conflict"))
+
+    def _fail(self, path: bytes, size: int, failure: Exception) -> None:
+        if isinstance(failure, NotDicom):
+            self._counts = self._counts.plus(Counts(files=1, not_dicom=1, bytes=size))
+            return
+        self._counts = self._counts.plus(Counts(files=1, failed=1, bytes=size))
+        offset, tag, reason = 0, 0, str(failure)
+        if isinstance(failure, BadDicom):
+            offset, tag, reason = failure.offset, failure.tag, failure.reason
+        elif isinstance(failure, OSError):
+            reason = failure.strerror or str(failure)
+        self._failures.append(Failure(os.fsdecode(path), reason, offset, tag, "failed"))
+
+
+def _words_of(error: int) -> str:
+    if error == _fastio.ERROR_NOT_REGULAR:
+        return "not a regular file"
+    if error == _fastio.ERROR_GROWN:
+        return "the file became shorter while it was read"
+    return os.strerror(error)
+
+
+# --- All batches, in one process or several ------------------------------------------
+
+
+def import_paths(
+    store: Store,
+    paths: Sequence[str],
+    options: Options,
+    *,
+    on_failure: Callable[[Failure], None] = lambda failure: None,
+    on_progress: Callable[[Counts], None] = lambda counts: None,
+) -> Counts:
+    """Import files and folders; return what became of them. Everything counted as stored is durable.
+
+    Raises:
+        BadQuery: a key that makes no sense.
+        StoreBroken: the store could not write; run it again after the cause is mended.
+    """
+    counts = Counts()
+
+    def fail_in_walk(failure: Failure) -> None:
+        nonlocal counts
+        counts = counts.plus(Counts(files=1, failed=1))
+        on_failure(failure)
+
+    importer = BatchImporter(store, options)
+    waiting = batches(walk(paths, fail_in_walk))
+    helpers = _Helpers(store.path, options)
+    queue: deque[list[bytes]] = deque()
+    try:
+        while True:
+            ahead = _AHEAD * max(1, options.jobs) + 1
+            queue.extend(islice(waiting, ahead - len(queue)))
+            if options.jobs > 1 and len(queue) > _SPAWN_AT:
+                helpers.start(options.jobs - 1)
+            helpers.feed(queue)
+            if queue:
+                done = [importer.run(queue.popleft())]
+            else:
+                done = []
+                if not helpers.busy:
+                    break
+            for batch_counts, failures in [*done, *helpers.collect(wait=not done)]:
+                counts = counts.plus(batch_counts)
+                for failure in failures:
+                    on_failure(failure)
+            queue.extend(helpers.orphans())
+            on_progress(counts)
+    finally:
+        helpers.close()
+    return counts
+
+
+class _Helper:
+    __slots__ = ("buffer", "given", "process")
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.given: deque[list[bytes]] = deque()
+        self.buffer = b""
+
+
+class _Helpers:
+    """Processes that import batches beside this one: one JSON line a batch in, one out."""
+
+    def __init__(self, store: str, options: Options) -> None:
+        self._store = store
+        self._options = options
+        self._helpers: list[_Helper] = []
+        self._selector = selectors.DefaultSelector()
+        self._orphans: list[list[bytes]] = []
+        self._failure: str | None = None
+
+    @property
+    def busy(self) -> bool:
+        return any(helper.given for helper in self._helpers) or bool(self._orphans)
+
+    def start(self, count: int) -> None:
+        """Have `count` processes; those that died are not replaced."""
+        if self._helpers:
+            return
+        for _ in range(count):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "hilum.engine.importer"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the parent, which ends them in order
+            )
+            helper = _Helper(process)
+            order = {"store": self._store, "keys": self._options.keys, "policy": int(self._options.policy)}
+            self._send(helper, order)
+            assert process.stdout is not None
+            os.set_blocking(process.stdout.fileno(), False)
+            self._selector.register(process.stdout, selectors.EVENT_READ, helper)
+            self._helpers.append(helper)
+
+    def feed(self, queue: deque[list[bytes]]) -> None:
+        """Give each process work ahead, and keep one batch for ourselves."""
+        for helper in self._helpers:
+            while len(queue) > 1 and len(helper.given) < _AHEAD and helper.process.poll() is None:
+                batch = queue.popleft()
+                helper.given.append(batch)
+                self._send(helper, [os.fsdecode(path) for path in batch])
+
+    def collect(self, *, wait: bool) -> list[tuple[Counts, list[Failure]]]:
+        """The batches that were finished meanwhile.
+
+        Raises:
+            StoreFault: a process said that the store can't go on.
+        """
+        found = []
+        for key, _ in self._selector.select(None if wait and self.busy and not self._orphans else 0):
+            helper: _Helper = key.data
+            file: IO[bytes] = key.fileobj  # type: ignore[assignment]
+            while True:
+                try:
+                    data = os.read(file.fileno(), 1 << 20)
+                except BlockingIOError:
+                    break
+                if not data:
+                    self._selector.unregister(file)
+                    self._orphans += helper.given  # it died: its batches are ours again
+                    helper.given.clear()
+                    break
+                helper.buffer += data
+            *lines, helper.buffer = helper.buffer.split(b"\n")
+            for line in lines:
+                answer = json.loads(line)
+                if "error" in answer:
+                    raise StoreFault(answer["error"])
+                helper.given.popleft()
+                failures = [Failure(*row) for row in answer["failures"]]
+                found.append((Counts(*answer["counts"]), failures))
+        return found
+
+    def orphans(self) -> list[list[bytes]]:
+        left, self._orphans = self._orphans, []
+        return left
+
+    def close(self) -> None:
+        for helper in self._helpers:
+            assert helper.process.stdin is not None
+            assert helper.process.stdout is not None
+            try:
+                helper.process.stdin.close()
+            except BrokenPipeError:
+                pass
+        for helper in self._helpers:
+            assert helper.process.stdout is not None
+            os.set_blocking(helper.process.stdout.fileno(), True)
+            while helper.process.stdout.read(1 << 16):
+                pass
+            helper.process.stdout.close()
+            helper.process.wait()
+        self._selector.close()
+
+    def _send(self, helper: _Helper, message: Any) -> None:
+        assert helper.process.stdin is not None
+        try:
+            helper.process.stdin.write(json.dumps(message).encode("ascii") + b"\n")
+            helper.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # collect() sees the end of its output
+
+
+def _serve() -> None:
+    """The other end of _Helpers: batches in on standard input, what became of them out."""
+    order = json.loads(sys.stdin.buffer.readline())
+    options = Options(tuple((name, text) for name, text in order["keys"]), Policy(order["policy"]))
+    out = sys.stdout.buffer
+    try:
+        with Store(order["store"]) as store:
+            importer = BatchImporter(store, options)
+            for line in sys.stdin.buffer:
+                counts, failures = importer.run([os.fsencode(path) for path in json.loads(line)])
+                out.write(json.dumps({"counts": counts, "failures": failures}).encode("ascii") + b"\n")
+                out.flush()
+    except HilumError as failure:
+        out.write(json.dumps({"error": str(failure)}).encode("ascii") + b"\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    _serve()

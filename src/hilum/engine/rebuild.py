@@ -1,0 +1,218 @@
+"""Takes a store's packs; makes a new index that answers as the lost one did. Reads heads and footers, never
+pixels, and changes no pack.
+
+The new generation grows beside the old one, without syncs, and becomes the store's index by one rename.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from hilum.engine import header, packs, record, replay
+from hilum.engine.folder import FORMAT_VERSION, Folder, make_index
+from hilum.engine.index import Change, Index, PackState
+from hilum.engine.ledger import Ledger
+from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK, PackFile, PackInfo, PackReader
+from hilum.engine.replay import HeadRecord
+from hilum.errors import Corrupt, HilumError, StoreMissing
+
+BATCH_HEADS = 4_000
+BATCH_BLOBS = 50_000
+
+
+class Rebuilt(NamedTuple):
+    """What a rebuild found."""
+
+    instances: int
+    blobs: int
+    packs: int
+    problems: list[str]  # what could not be read, and what became of it
+
+
+def rebuild(path: str, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Rebuilt:
+    """Build the index of the store at `path` anew; `on_progress` gets bytes of head packs done and in all.
+
+    Raises:
+        StoreLocked: another process has the store open.
+        StoreMissing: there are no packs of a store here.
+    """
+    _ensure_identity(path)
+    folder = Folder(path, alone=True)
+    try:
+        name = folder.next_index()
+        index = make_index(os.path.join(folder.path, name), folder.uuid, building=True)
+        try:
+            result = _Rebuild(folder, index, on_progress).run()
+            index.sync()
+        finally:
+            index.close()
+        folder.switch_to(name)
+        for old in folder.old_indexes():
+            shutil.rmtree(old, ignore_errors=True)
+        return result
+    finally:
+        folder.close()
+
+
+def _ensure_identity(path: str) -> None:
+    """A store whose STORE file is gone is known by the headers of its packs."""
+    if os.path.exists(os.path.join(path, "STORE")):
+        return
+    for file in packs.list_packs(os.path.join(path, "packs")):
+        fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            info = packs.read_info(fd, file.path)
+        except Corrupt:
+            continue
+        finally:
+            os.close(fd)
+        with open(os.path.join(path, "STORE"), "w", encoding="ascii") as out:
+            json.dump({"format": FORMAT_VERSION, "uuid": str(uuid.UUID(bytes=info.store))}, out)
+            out.flush()
+            os.fsync(out.fileno())
+        return
+    raise StoreMissing(f"there is no store at {path}")
+
+
+class _OpenPack(NamedTuple):
+    file: PackFile
+    fd: int
+    info: PackInfo
+    size: int
+
+
+class _Rebuild:
+    def __init__(self, folder: Folder, index: Index, on_progress: Callable[[int, int], None]) -> None:
+        self._folder = folder
+        self._index = index
+        self._on_progress = on_progress
+        self._problems: list[str] = []
+        self._states: dict[int, PackState] = {}
+        self._blobs = 0
+
+    def run(self) -> Rebuilt:
+        opened = [pack for file in packs.list_packs(self._folder.packs) if (pack := self._open(file))]
+        reader = PackReader(self._folder.packs)
+        try:
+            for pack in opened:
+                if pack.file.kind in (BULK_PACK, FILE_PACK):
+                    self._enter_blobs(pack)
+            self._enter_heads([pack for pack in opened if pack.file.kind == HEAD_PACK], reader)
+            with self._index.write() as change:
+                for number, state in self._states.items():
+                    change.put_pack(number, state)
+                change.set_number(b"last_pack", max(self._states, default=0))
+        finally:
+            reader.close()
+            for pack in opened:
+                os.close(pack.fd)
+        with self._index.read() as snapshot:
+            count = snapshot.count(b"instances")
+        return Rebuilt(count, self._blobs, len(opened), self._problems)
+
+    def _open(self, file: PackFile) -> _OpenPack | None:
+        fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            info = packs.read_info(fd, file.path)
+            if info.store != self._folder.uuid or info.kind != file.kind or info.number != file.number:
+                raise Corrupt(f"{file.path} belongs to another store or place")
+        except Corrupt as failure:
+            os.close(fd)
+            if os.path.getsize(file.path) > 0:
+                self._problems.append(f"left out: {failure}")
+            return None
+        return _OpenPack(file, fd, info, os.fstat(fd).st_size)
+
+    def _enter_blobs(self, pack: _OpenPack) -> None:
+        entries = packs.read_footer(pack.fd, pack.info, pack.size)
+        if entries is not None:
+            self._states[pack.file.number] = PackState(pack.file.kind, True, pack.size)
+        else:
+            # Not sealed, so its end may be torn: each blob is proved by its digest.
+            entries, end = [], packs.PACK_HEADER.size
+            found = packs.records(pack.fd, pack.info, end, pack.size, whole=pack.file.kind == BULK_PACK)
+            for row in found:
+                if row.kind == packs.BLOB:
+                    entries.append((row.digest, row.offset, row.length))
+                end = row.offset + row.length + packs.padding(row.length)
+            if end < pack.size:
+                self._problems.append(
+                    f"{pack.file.path}: {pack.size - end} bytes at its end are no whole record"
+                )
+            self._states[pack.file.number] = PackState(pack.file.kind, pack.file.kind == FILE_PACK, end)
+        for begin in range(0, len(entries), BATCH_BLOBS):
+            with self._index.write() as change:
+                book = Ledger(change, self._no_upper)
+                for digest, offset, length in entries[begin : begin + BATCH_BLOBS]:
+                    book.blob(digest, pack.file.number, offset, length)
+                book.finish()
+        self._blobs += len(entries)
+
+    def _enter_heads(self, heads: list[_OpenPack], reader: PackReader) -> None:
+        total, done = sum(pack.size for pack in heads), 0
+        rows = heapq.merge(*map(self._rows_of, heads), key=lambda row: row.record.sequence)
+        batch: list[HeadRecord] = []
+        for row in rows:
+            batch.append(row)
+            if len(batch) == BATCH_HEADS:
+                done += self._enter_batch(batch, reader)
+                batch = []
+                self._on_progress(done, total)
+        self._enter_batch(batch, reader)
+        self._on_progress(total, total)
+
+    def _rows_of(self, pack: _OpenPack) -> Iterator[HeadRecord]:
+        end = packs.PACK_HEADER.size
+        sealed = packs.sealed_end(pack.fd, pack.info, pack.size) is not None
+        for row in replay.read_head_records(pack.fd, pack.info, end, pack.size, on_bad=self._on_bad_head):
+            end = row.record.offset + row.record.length + packs.padding(row.record.length)
+            if row.record.kind != packs.FOOTER:
+                yield row
+        if not sealed and end < pack.size:
+            self._problems.append(f"{pack.file.path}: {pack.size - end} bytes at its end are no whole record")
+        self._states[pack.file.number] = PackState(HEAD_PACK, sealed, pack.size if sealed else end)
+
+    def _on_bad_head(self, container: int, offset: int) -> None:
+        self._problems.append(f"pack {container}: the head at byte {offset} is damaged and was left out")
+
+    def _enter_batch(self, batch: list[HeadRecord], reader: PackReader) -> int:
+        with self._index.write() as change:
+            book = Ledger(
+                change,
+                lambda instance: replay.upper_of(
+                    lambda container, offset, length: reader.read((HEAD_PACK,), container, offset, length),
+                    instance,
+                ),
+            )
+            for row in batch:
+                try:
+                    replay.enter(book, row)
+                except HilumError as failure:
+                    self._problems.append(
+                        f"pack {row.container}: record at byte {row.record.offset} left out: {failure}"
+                    )
+                    continue
+                if row.record.kind == packs.STORED:
+                    self._check_blobs(change, row)
+            book.finish()
+        return sum(packs.RECORD_SIZE + row.record.length for row in batch)
+
+    def _check_blobs(self, change: Change, row: HeadRecord) -> None:
+        """A head whose blob is nowhere stays findable, marked bad: sending the object again heals it."""
+        head = record.unpack_head(row.payload)
+        for hole in head.holes:
+            if change.place(hole.digest) is None:
+                self._problems.append(
+                    f"pack {row.container}: head at byte {row.record.offset} names a blob that is in no pack"
+                )
+                change.put(b"bad", header.parse_head(head).uid, b"")
+                return
+
+    def _no_upper(self, instance: record.Instance) -> bytes:
+        raise AssertionError("blobs have no donor")
