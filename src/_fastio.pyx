@@ -78,8 +78,10 @@ ERROR_TOO_LARGE = TOO_LARGE
 ERROR_GROWN = GROWN
 
 
-def read_files(list paths not None, Py_ssize_t first, uint8_t[::1] arena not None, uint64_t size_max):
-    """Read paths[first:], each bytes, one after another into `arena` until it is full.
+def read_files(
+    list paths not None, Py_ssize_t first, uint8_t[::1] arena not None, uint64_t size_max, uint64_t enough
+):
+    """Read paths[first:], each bytes, one after another into `arena` until it holds `enough` bytes or is full.
 
     Return [(offset, size, mtime_ns, ctime_ns, inode, error)] for as many as were handled, at least one; `error` is
     0, an errno or an ERROR_ constant. A file larger than `size_max` bytes, which must not be more than
@@ -103,7 +105,7 @@ def read_files(list paths not None, Py_ssize_t first, uint8_t[::1] arena not Non
             jobs[i].offset = jobs[i].size = jobs[i].inode = 0
             jobs[i].mtime_ns = jobs[i].ctime_ns = 0
         with nogil:
-            while handled < count:
+            while handled < count and used < enough:
                 if not read_one(&jobs[handled], &arena[0], used, room, size_max):
                     break
                 if jobs[handled].error == 0:

@@ -5,5 +5,5 @@ ERROR_TOO_LARGE: int
 ERROR_GROWN: int
 
 def read_files(
-    paths: list[bytes], first: int, arena: Buffer, size_max: int
+    paths: list[bytes], first: int, arena: Buffer, size_max: int, enough: int
 ) -> list[tuple[int, int, int, int, int, int]]: ...

@@ -7,7 +7,6 @@ and holds the commit lock around it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from hilum.engine import keys, record
 from hilum.engine.index import INSTANCE_KEY, SERIES_KEY, U32, Change
@@ -17,16 +16,6 @@ _UID = record.NUMBER_OF[0x00080018]
 _PATIENT_ID = record.NUMBER_OF[0x00100020]
 _ISSUER = record.NUMBER_OF[0x00100021]
 _MODALITY = record.NUMBER_OF[0x00080060]
-
-
-class Arrival(NamedTuple):
-    """An instance on its way in."""
-
-    study: bytes
-    series: bytes
-    uid: bytes
-    upper: bytes
-    size: int  # bytes of the original
 
 
 def uid_of(instance_record: bytes) -> bytes:
@@ -50,13 +39,17 @@ def patient_key(entries: bytes, study_uid: bytes) -> bytes:
 class _OpenSeries:
     """A series that this change touches."""
 
-    __slots__ = ("fresh", "lost", "number", "state", "study", "touched_donor", "uid")
+    __slots__ = (
+        "count", "donor", "donor_upper", "entries", "fresh", "lost", "next", "number", "prefix", "size", "study", "uid"
+    )  # fmt: skip
 
     def __init__(self, study: int, number: int, uid: bytes, state: Series, *, fresh: bool) -> None:
-        self.study, self.number, self.uid, self.state = study, number, uid, state
+        self.study, self.number, self.uid = study, number, uid
+        self.prefix = SERIES_KEY.pack(study, number)
+        self.count, self.next, self.size, self.donor, self.entries = state
         self.fresh = fresh
         self.lost = False  # its donor went
-        self.touched_donor: bytes | None = None  # upper entries of a donor that came with this change
+        self.donor_upper: bytes | None = None  # upper entries of a donor that came with this change
 
 
 class _OpenStudy:
@@ -93,35 +86,27 @@ class Catalog:
         self._patients: dict[int, _OpenPatient] = {}
         self._columns: dict[bytes, dict[int, bytes | None]] = {}
 
-    def add(self, arrival: Arrival) -> bytes:
-        """Count an instance in; return the key under which the caller puts its record."""
-        study = self._study(arrival.study)
-        series = study.series.get(arrival.series) or self._series(study, arrival)
-        state = series.state
-        donor = state.donor
-        if not series.lost and (not donor or arrival.uid < donor):
-            donor, series.touched_donor = arrival.uid, arrival.upper
-        series.state = Series(
-            state.instance_count + 1,
-            state.next_instance + 1,
-            state.bytes + arrival.size,
-            donor,
-            state.entries,
-        )
-        return INSTANCE_KEY.pack(study.number, series.number, state.next_instance)
+    def add(self, study_uid: bytes, series_uid: bytes, uid: bytes, upper: bytes, size: int) -> bytes:
+        """Count an instance of `size` bytes in; return the key under which the caller puts its record."""
+        study = self._studies.get(study_uid) or self._study(study_uid)
+        series = study.series.get(series_uid) or self._series(study, series_uid)
+        if not series.lost and (not series.donor or uid < series.donor):
+            series.donor, series.donor_upper = uid, upper
+        number = series.next
+        series.next = number + 1
+        series.count += 1
+        series.size += size
+        return series.prefix + U32.pack(number)
 
     def remove(self, key: bytes, uid: bytes, size: int, study_uid: bytes, series_uid: bytes) -> None:
         """Count an instance out; the caller deletes its record before finish()."""
         study = self._study(study_uid)
         series = study.series.get(series_uid)
         if series is None:
-            number = INSTANCE_KEY.unpack(key)[1]
-            series = self._load_series(study, series_uid, number)
-        state = series.state
-        series.state = state._replace(
-            instance_count=state.instance_count - 1, bytes=state.bytes - size
-        )
-        if state.donor == uid:
+            series = self._load_series(study, series_uid, INSTANCE_KEY.unpack(key)[1])
+        series.count -= 1
+        series.size -= size
+        if series.donor == uid:
             series.lost = True
 
     def finish(self) -> None:
@@ -151,16 +136,16 @@ class Catalog:
         self._studies[uid] = study
         return study
 
-    def _series(self, study: _OpenStudy, arrival: Arrival) -> _OpenSeries:
+    def _series(self, study: _OpenStudy, uid: bytes) -> _OpenSeries:
         change = self._change
-        name = series_key_name(arrival.series, study.number)
+        name = series_key_name(uid, study.number)
         number = change.get(b"series_uids", name)
         if number is not None:
-            return self._load_series(study, arrival.series, U32.unpack(number)[0])
+            return self._load_series(study, uid, U32.unpack(number)[0])
         taken = change.take_numbers(b"last_series")
         change.put(b"series_uids", name, U32.pack(taken))
-        series = _OpenSeries(study.number, taken, arrival.series, Series(0, 1, 0, b"", b""), fresh=True)
-        study.series[arrival.series] = series
+        series = _OpenSeries(study.number, taken, uid, Series(0, 1, 0, b"", b""), fresh=True)
+        study.series[uid] = series
         return series
 
     def _load_series(self, study: _OpenStudy, uid: bytes, number: int) -> _OpenSeries:
@@ -300,21 +285,17 @@ class Catalog:
 
     def _finish_series(self, series: _OpenSeries) -> None:
         change = self._change
-        key = SERIES_KEY.pack(series.study, series.number)
-        if series.state.instance_count == 0:
+        if series.count == 0:
             if not series.fresh:
-                change.delete(b"series", key)
+                change.delete(b"series", series.prefix)
             change.delete(b"series_uids", series_key_name(series.uid, series.study))
             return
-        state = series.state
         if series.lost:
-            donor, upper = self._next_donor(key)
-            state = state._replace(donor=donor)
-            series.touched_donor = upper
-        if series.touched_donor is not None:
-            state = state._replace(entries=record.levels_of(series.touched_donor)[1])
-        series.state = state
-        change.put(b"series", key, record.pack_series(state))
+            series.donor, series.donor_upper = self._next_donor(series.prefix)
+        if series.donor_upper is not None:
+            series.entries = record.levels_of(series.donor_upper)[1]
+        state = Series(series.count, series.next, series.size, series.donor, series.entries)
+        change.put(b"series", series.prefix, record.pack_series(state))
 
     def _next_donor(self, series_key: bytes) -> tuple[bytes, bytes]:
         """The smallest SOP Instance UID that is left in a series, and its upper entries."""
@@ -326,8 +307,8 @@ class Catalog:
     def _upper_of_donor(self, study: _OpenStudy, donor: bytes) -> bytes | None:
         """The study donor's upper entries; None where they are what the study has already."""
         for series in study.series.values():
-            if series.state.donor == donor and series.touched_donor is not None:
-                return series.touched_donor
+            if series.donor == donor and series.donor_upper is not None:
+                return series.donor_upper
         if study.before is not None and study.before.donor == donor:
             return None
         key = self._change.get(b"sop_uids", donor)

@@ -45,8 +45,18 @@ FALLBACK_REASONS = {
     fast.STATUS_UNDEFINED_LENGTH: "undefined length outside of sequences and fragments",
 }
 
-_UID_CHARACTERS = frozenset(b"0123456789.ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_")
+_UID_CHARACTERS = b"0123456789.ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
 _INFLATE_CHUNK = 256 << 10
+
+_FLAG_PAIRS = (
+    (fast.FLAG_PART10, record.PART10),
+    (fast.FLAG_PIXELS_TRUNCATED, record.TRUNCATED),
+    (fast.FLAG_BIG_ENDIAN, record.BIG_ENDIAN),
+    (fast.FLAG_IMPLICIT_VR, record.IMPLICIT_VR),
+    (fast.FLAG_VALUE_LEFT, record.VALUE_LEFT),
+)
+_KNOWN_FLAGS = sum(theirs for theirs, _ in _FLAG_PAIRS)
+_FLAGS_OF = [sum(ours for theirs, ours in _FLAG_PAIRS if bits & theirs) for bits in range(_KNOWN_FLAGS + 1)]
 
 
 class Inflated(NamedTuple):
@@ -150,33 +160,15 @@ def _judge(
     more_flags: int = 0,
 ) -> Parsed:
     study, series, uid, _ = scan.uids
-    for value, tag, name in (
-        (uid, 0x00080018, "SOP Instance UID"),
-        (study, 0x0020000D, "Study Instance UID"),
-        (series, 0x0020000E, "Series Instance UID"),
-    ):
-        if not value:
-            raise BadDicom(f"not storable: there is no {name}", offset=scan.at, tag=tag)
-        if len(value) > UID_MAX or not _UID_CHARACTERS.issuperset(value):
-            shown = value[:80].decode("latin-1")
-            raise BadDicom(f"not storable: {name} {shown!r} is no UID", offset=scan.at, tag=tag)
+    if not (_is_uid(uid) and _is_uid(study) and _is_uid(series)):
+        raise _not_storable(scan)
     head_length = total - sum([length for _, length, _ in holes])
     if head_length > HEAD_MAX and inflated is None:
         raise BadDicom(
             f"{head_length} bytes outside of bulk values: at most {HEAD_MAX}", offset=scan.at, tag=scan.tag
         )
     found = scan.flags
-    flags = more_flags
-    if found & fast.FLAG_PART10:
-        flags |= record.PART10
-    if found & fast.FLAG_PIXELS_TRUNCATED:
-        flags |= record.TRUNCATED
-    if found & fast.FLAG_BIG_ENDIAN:
-        flags |= record.BIG_ENDIAN
-    if found & fast.FLAG_IMPLICIT_VR:
-        flags |= record.IMPLICIT_VR
-    if found & fast.FLAG_VALUE_LEFT:
-        flags |= record.VALUE_LEFT
+    flags = more_flags | _FLAGS_OF[found & _KNOWN_FLAGS]
     if pixels is not None and pixels[3]:
         flags |= record.ENCAPSULATED
     return Parsed(
@@ -193,6 +185,25 @@ def _judge(
         scan,
         inflated,
     )
+
+
+def _is_uid(value: bytes) -> bool:
+    return 0 < len(value) <= UID_MAX and not value.translate(None, _UID_CHARACTERS)
+
+
+def _not_storable(scan: fast.Header) -> BadDicom:
+    study, series, uid, _ = scan.uids
+    for value, tag, name in (
+        (uid, 0x00080018, "SOP Instance UID"),
+        (study, 0x0020000D, "Study Instance UID"),
+        (series, 0x0020000E, "Series Instance UID"),
+    ):
+        if not value:
+            return BadDicom(f"not storable: there is no {name}", offset=scan.at, tag=tag)
+        if not _is_uid(value):
+            shown = value[:80].decode("latin-1")
+            return BadDicom(f"not storable: {name} {shown!r} is no UID", offset=scan.at, tag=tag)
+    raise AssertionError("all three are UIDs")
 
 
 def _syntax_found(flags: int) -> bytes:
@@ -311,7 +322,7 @@ def _parse_by_pydicom(scan: fast.Header, file: io.BufferedIOBase, total: int) ->
         raise refusal from None
     value = {number: record.raw_of(upper + own, number) for number in range(record.NUMBER_COUNT)}
     uids = [value[record.NUMBER_OF[tag]] for tag in (0x0020000D, 0x0020000E, 0x00080018)]
-    if not all(uids) or not all(len(u) <= UID_MAX and _UID_CHARACTERS.issuperset(u) for u in uids):
+    if not all(map(_is_uid, uids)):
         raise refusal
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", "")).encode("latin-1")
     return Parsed(

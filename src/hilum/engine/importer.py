@@ -31,6 +31,7 @@ from hilum.errors import BadDicom, HilumError, NotDicom, StoreFault
 BATCH_FILES = 1_000
 ARENA_BYTES = 24 << 20  # files are read into it side by side
 ARENA_FILE_MAX = 12 << 20  # a larger one is read by itself
+ARENA_ENOUGH = 2 << 20  # of small files at once: what was just read is hashed while a cache still has it
 COMMIT_BYTES = 192 << 20  # of files between two commits, where they are large
 _SPAWN_AT = 2  # batches that must be waiting before another process pays
 _AHEAD = 2  # batches that each process has in hand
@@ -63,6 +64,19 @@ class Counts(NamedTuple):
 
     def plus(self, other: Counts) -> Counts:
         return Counts(*map(sum, zip(self, other, strict=True)))
+
+
+class _Tally:
+    """Counts while they are counted."""
+
+    __slots__ = Counts._fields
+
+    def __init__(self) -> None:
+        self.files = self.stored = self.duplicates = self.conflicts = 0
+        self.not_dicom = self.failed = self.skipped = self.bytes = self.fallbacks = 0
+
+    def counts(self) -> Counts:
+        return Counts(*(getattr(self, name) for name in Counts._fields))
 
 
 class Options(NamedTuple):
@@ -143,7 +157,7 @@ class BatchImporter:
         self._view = memoryview(self._arena)
         self._folders: dict[bytes, bytes] = {}  # folder → the beginning of its journal keys
         self._failures: list[Failure] = []
-        self._counts = Counts()
+        self._tally = _Tally()
 
     def run(self, paths: list[bytes]) -> tuple[Counts, list[Failure]]:
         """Import a batch, durably; return what became of it.
@@ -151,14 +165,14 @@ class BatchImporter:
         Raises:
             StoreBroken: the store could not write. What was committed before stays.
         """
-        self._counts, self._failures = Counts(), []
+        self._tally, self._failures = _Tally(), []
         journal = [self._journal_key(path) for path in paths]
         rest = self._unknown(paths, journal)
         pending: list[tuple[bytes, int, Prepared]] = []
         first, staged = 0, 0
         names = [paths[index] for index in rest]
         while first < len(names):
-            rows = _fastio.read_files(names, first, self._arena, ARENA_FILE_MAX)
+            rows = _fastio.read_files(names, first, self._arena, ARENA_FILE_MAX, ARENA_ENOUGH)
             ready: list[Prepared] = []
             for position, (offset, size, mtime, ctime, inode, error) in enumerate(rows, first):
                 path = names[position]
@@ -178,15 +192,16 @@ class BatchImporter:
                 self._commit(pending)
                 pending, staged = [], 0
         self._commit(pending)
-        return self._counts, self._failures
+        return self._tally.counts(), self._failures
 
     def _journal_key(self, path: bytes) -> bytes:
-        folder, name = os.path.split(path)
+        cut = path.rfind(b"/") + 1
+        folder, name = path[:cut], path[cut:]
         prefix = self._folders.get(folder)
         if prefix is None:
             if len(self._folders) > 1_000:
                 self._folders.clear()
-            prefix = blake3(os.path.realpath(folder)).digest()[:12]
+            prefix = blake3(os.path.realpath(folder or b".")).digest()[:12]
             self._folders[folder] = prefix
         return prefix + name
 
@@ -239,7 +254,7 @@ class BatchImporter:
             self._fail(path, size, failure)
             return None
         if self._keys and not self._matches(prepared):
-            self._counts = self._counts.plus(Counts(skipped=1))
+            self._tally.skipped += 1
             return None
         return prepared
 
@@ -274,7 +289,7 @@ class BatchImporter:
                     prepared = self._store.prepare_fd(file.fileno(), source=path)
                     if self._keys and not self._matches(prepared):
                         prepared.discard()
-                        self._counts = self._counts.plus(Counts(skipped=1))
+                        self._tally.skipped += 1
                         return None
                     if journal is not None:
                         stat = _STAT.pack(size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
@@ -293,28 +308,28 @@ class BatchImporter:
     ) -> None:
         if result is None:
             return
-        fallback = prepared is not None and bool(prepared.flags & record.BY_PYDICOM)
-        stored = result in (Result.STORED, Result.REPLACED, Result.HEALED)
-        conflict = result == Result.CONFLICT
-        self._counts = self._counts.plus(
-            Counts(
-                files=1,
-                stored=int(stored),
-                duplicates=int(not stored and not conflict),
-                conflicts=int(conflict),
-                bytes=size,
-                fallbacks=int(fallback),
-            )
-        )
-        if conflict:
+        tally = self._tally
+        tally.files += 1
+        tally.bytes += size
+        if result in (Result.STORED, Result.REPLACED, Result.HEALED):
+            tally.stored += 1
+        elif result == Result.CONFLICT:
+            tally.conflicts += 1
+        else:
+            tally.duplicates += 1
+        if prepared is not None and prepared.flags & record.BY_PYDICOM:
+            tally.fallbacks += 1
+        if result == Result.CONFLICT:
             reason = "other content is stored under this SOP Instance UID, and is kept"
             self._failures.append(Failure(os.fsdecode(path), reason, 0, 0x00080018, "conflict"))
 
     def _fail(self, path: bytes, size: int, failure: Exception) -> None:
+        self._tally.files += 1
+        self._tally.bytes += size
         if isinstance(failure, NotDicom):
-            self._counts = self._counts.plus(Counts(files=1, not_dicom=1, bytes=size))
+            self._tally.not_dicom += 1
             return
-        self._counts = self._counts.plus(Counts(files=1, failed=1, bytes=size))
+        self._tally.failed += 1
         offset, tag, reason = 0, 0, str(failure)
         if isinstance(failure, BadDicom):
             offset, tag, reason = failure.offset, failure.tag, failure.reason

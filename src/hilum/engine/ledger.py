@@ -11,7 +11,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from hilum.engine import record
-from hilum.engine.catalog import Arrival, Catalog
+from hilum.engine.catalog import Catalog
 from hilum.engine.index import U64, BlobPlace, Change, Snapshot, pack_place
 from hilum.engine.record import Instance
 
@@ -130,7 +130,7 @@ class Ledger:
             self._change.put(b"revisions", revision_key(event.uid, old.sequence), revision)
             kind = CHANGE_REPLACED
         size = event.instance.original_length
-        key = self._catalog.add(Arrival(event.study, event.series, event.uid, event.upper, size))
+        key = self._catalog.add(event.study, event.series, event.uid, event.upper, size)
         self._keep(event, key)
         self._note(event.sequence, kind, key)
         return key

@@ -35,11 +35,6 @@ class Blob(NamedTuple):
     length: int
     place: Place | None = None
 
-    @property
-    def is_let_go(self) -> bool:
-        """Whether its bytes are no longer here: only the store may still have them."""
-        return self.place is None and len(self.data) != self.length
-
 
 class BlobSink(Protocol):
     """Where a blob too large for memory goes while it is read; packs.FilePackWriter is one."""
@@ -66,6 +61,7 @@ class Prepared:
         "pixels",
         "series",
         "sinks",
+        "staged",
         "study",
         "table_length",
         "transfer_syntax",
@@ -117,10 +113,12 @@ class Prepared:
         self.pixels = _pixel_fields(parsed, inflated_holes or holes)
         self.journal: tuple[bytes, bytes] | None = None
         self.sinks: list[BlobSink] = []
+        self.staged = False  # its blobs are appended, or need not be
 
     def let_go(self) -> None:
         """Forget the blobs' bytes: they are appended, and the memory under them will be used again."""
-        self.blobs = [blob._replace(data=b"") for blob in self.blobs]
+        self.staged = True
+        self.blobs = [Blob(blob.digest, blob.crc, b"", blob.length, blob.place) for blob in self.blobs]
 
     def discard(self) -> None:
         """Leave nothing of this object behind: it was refused, or is stored already."""

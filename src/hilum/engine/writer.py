@@ -96,6 +96,7 @@ class Writer:
         self._sealed: dict[int, PackState] = {}  # sealed since the last commit
         self._places: dict[bytes, Place] = {}  # of blobs appended since the last commit
         self._healed: dict[bytes, BlobPlace] = {}  # blobs among them whose place in the index is bad
+        self._waiting: dict[bytes, bytes] = {}  # UID → identity of what has blobs among them
         self._queue: list[_Ticket] = []
         self._queue_lock = threading.Lock()
         self._lead = threading.RLock()  # whoever holds it may touch the packs
@@ -220,6 +221,7 @@ class Writer:
             self._enter(objects, numbered, verdicts, outcomes, last)
         self._places.clear()
         self._healed.clear()
+        self._waiting.clear()
         if self._head is not None:
             self._roll(self._head)
         return outcomes
@@ -229,15 +231,16 @@ class Writer:
     def _append_blobs(self, objects: Sequence[Prepared], policy: Policy) -> None:
         with self._index.read() as snapshot:
             for prepared in objects:
-                if not prepared.blobs:
+                if not prepared.blobs or prepared.staged:
                     continue
                 if policy == Policy.KEEP_FIRST and self._is_taken(snapshot, prepared):
                     continue  # will be refused: its bytes must not fill the store
+                self._waiting[prepared.uid] = prepared.identity
                 for blob in prepared.blobs:
                     if blob.place is not None or blob.digest in self._places:
                         continue
                     known = snapshot.place(blob.digest)
-                    if (known is not None and not known.bad) or blob.is_let_go:
+                    if known is not None and not known.bad:
                         continue
                     if known is not None:
                         self._healed[blob.digest] = known
@@ -248,6 +251,9 @@ class Writer:
             self._bulk.flush()
 
     def _is_taken(self, snapshot: Snapshot, prepared: Prepared) -> bool:
+        waiting = self._waiting.get(prepared.uid)
+        if waiting is not None:
+            return waiting != prepared.identity
         key = snapshot.get(b"sop_uids", prepared.uid)
         value = snapshot.get(b"instances", key) if key is not None else None
         return value is not None and record.unpack_instance(value).identity != prepared.identity
@@ -404,10 +410,14 @@ class Writer:
                     )
                 )
                 outcomes[index] = Outcome(outcomes[index].result, key, sequence)
-            for prepared, outcome in zip(objects, outcomes, strict=True):
-                if prepared.journal is not None and outcome.key:
-                    key, stat = prepared.journal
-                    change.put(b"journal", key, stat + journal_tail(outcome))
+            change.put_many(
+                b"journal",
+                [
+                    (prepared.journal[0], prepared.journal[1] + journal_tail(outcome))
+                    for prepared, outcome in zip(objects, outcomes, strict=True)
+                    if prepared.journal is not None and outcome.key
+                ],
+            )
             sequence = last + len(numbered)
             for _, verdict in verdicts:
                 sequence += 1
