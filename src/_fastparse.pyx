@@ -6,9 +6,10 @@
 Above the line "Python boundary" all is `noexcept nogil` and speaks in C structs and a Status; below it
 all holds the GIL. One Python object is made for a header, none for an element.
 
-The scan only goes forward. It is one flat loop over a stack of open sequences and items, so hostile
-nesting costs no C stack, and it can stop anywhere with NEED and go on when the caller has brought the
-bytes it asked for: a hole is jumped over, never read.
+The scan only goes forward, so its time is bounded by the bytes of the head, whatever they say. It is one
+flat loop over a stack of open sequences and items, so hostile nesting costs no C stack, and it can stop
+anywhere with NEED and go on when the caller has brought the bytes it asked for: a hole is jumped over,
+never read.
 
 `offset` and `at` are bytes from the start of the file (of the inflated data set for a deflated one).
 """
@@ -17,7 +18,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.errno cimport EINTR, EIO, errno
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 from posix.types cimport off_t
 from posix.unistd cimport pread
 
@@ -46,17 +47,19 @@ cdef enum Status:
     NOT_DICOM = 8         # neither "DICM" at byte 128 nor anything that begins like a data set
     OUT_OF_MEMORY = 9
     TOO_MANY_FRAGMENTS = 10
+    HEAD_TOO_LONG = 11    # more than HEAD_MAX bytes outside of holes
 
 cdef enum:
+    HEAD_MAX = 67108864             # 64 MiB: what is no hole is kept in memory by all who read it
     DEPTH_MAX = 512                 # our bound; the Standard sets none
     HOLE_COUNT_MAX = 4096           # values past this many stay in the head
-    FRAGMENT_COUNT_MAX = 8388608    # 128 MiB of our own memory
+    FRAGMENT_COUNT_MAX = 2097152    # 32 MiB of our own memory, and much more in Python's hands
     UNDEFINED = 0xFFFFFFFF          # PS3.5 7.1.1, Data Element Fields: Value Length
     ITEM = 0xFFFEE000
     ITEM_END = 0xFFFEE00D
     SEQUENCE_END = 0xFFFEE0DD
     PIXEL_BULK_MIN = 1024           # Pixel Data of this many bytes is a hole
-    BULK_MIN = 65536                # so is any other value of this many
+    BULK_MIN = 65536                # so is any other value of this many, outside the File Meta Information
     VALUE_MAX = 8192                # an indexed value longer than this stays in the head
     VALUES_MAX = 32768              # and so does one that does not fit here with the others
     WINDOW = 8192                   # bytes of one read of the head
@@ -195,14 +198,20 @@ cdef struct Fragment:
 
 cdef struct Open:           # a sequence or an item that has begun and not ended
     uint64_t end            # where it ends; NEVER for undefined length
+    uint64_t limit          # the nearest known end, its own or of what is around it: nothing in it passes that
+    uint64_t hole_bytes     # of the holes found before it began, as hole_count and upper_size
+    uint32_t hole_count
+    uint32_t upper_size
     uint32_t tag            # of the sequence; ITEM for an item
-    uint32_t hole_count     # holes found before it began
-    bint implicit           # VR encoding outside it, to go back to
+    uint32_t outermost      # 1 + place in the stack of the outermost sequence of known length; 0 for none
+    bint implicit           # encoding outside it, to go back to
+    bint big
 
 cdef struct Values:         # growing bytes: entries of u8 number, u8 EntryFlags, u16 length, value
     uint8_t* data
     uint32_t size
     uint32_t room
+    uint8_t[WANTED_COUNT + NESTED_COUNT] left   # whether the last entry of this number is IN_HEAD
 
 cdef struct Place:
     uint64_t offset
@@ -226,6 +235,7 @@ cdef struct Scan:
     uint32_t last_tag
     uint32_t depth
     Open[DEPTH_MAX] open
+    uint64_t hole_bytes     # sum of the lengths of holes
     Hole* holes
     uint32_t hole_count
     uint32_t hole_room
@@ -313,33 +323,52 @@ cdef inline bint in_window(Scan* s, uint64_t length) noexcept nogil:
     return False
 
 
+cdef inline bint has_value(Scan* s, uint64_t value_at, uint32_t length) noexcept nogil:
+    """Whether the value of the element at s.at is in the window; if not, ask for the element with it."""
+    if value_at >= s.base and value_at - s.base <= s.have and s.have - (value_at - s.base) >= length:
+        return True
+    s.need_at = s.at
+    s.need_length = value_at - s.at + length
+    return False
+
+
+cdef inline uint64_t limit_of(Scan* s) noexcept nogil:
+    """Where the innermost open sequence or item must have ended; never before s.at, never behind the file."""
+    return s.open[s.depth - 1].limit if s.depth else s.total
+
+
 cdef bint add_hole(Scan* s, uint64_t offset, uint64_t length, uint32_t tag) noexcept nogil:
     """Remember a hole. False only when memory is out; past HOLE_COUNT_MAX the value stays in the head."""
     cdef Hole* grown
+    cdef uint32_t room
     if s.hole_count == HOLE_COUNT_MAX:
         return True
     if s.hole_count == s.hole_room:
-        s.hole_room = s.hole_room * 2 if s.hole_room else 4
-        grown = <Hole*>realloc(s.holes, s.hole_room * sizeof(Hole))
+        room = s.hole_room * 2 if s.hole_room else 4
+        grown = <Hole*>realloc(s.holes, room * sizeof(Hole))
         if grown == NULL:
             return False
-        s.holes = grown
+        s.holes, s.hole_room = grown, room
     s.holes[s.hole_count] = Hole(offset, length, tag)
     s.hole_count += 1
+    s.hole_bytes += length
     return True
 
 
-cdef inline uint64_t known_hole(Scan* s, uint64_t value_at) noexcept nogil:
+cdef inline uint64_t known_hole(Scan* s, uint64_t value_at, uint64_t length_max) noexcept nogil:
     """Length of the hole that a head has at `value_at`; 0 where there is none.
 
     The bytes behind it follow at once in the window, so the window moves along with the read position.
+    A hole that says it is longer than what can lie there is none, and the scan ends in NEED or a failure.
     """
     cdef uint64_t length
     while s.known_next < s.known_count and s.known[s.known_next].offset < value_at:
-        s.known_next += 1       # a sequence that was stepped over
+        s.known_next += 1       # it lies where no value begins: not the head that we made
     if s.known_next == s.known_count or s.known[s.known_next].offset != value_at:
         return 0
     length = s.known[s.known_next].length
+    if length > length_max:
+        return 0
     s.known_next += 1
     s.base += length
     return length
@@ -347,12 +376,13 @@ cdef inline uint64_t known_hole(Scan* s, uint64_t value_at) noexcept nogil:
 
 cdef bint add_fragment(Scan* s, uint64_t offset, uint64_t length) noexcept nogil:
     cdef Fragment* grown
+    cdef uint32_t room
     if s.fragment_count == s.fragment_room:
-        s.fragment_room = s.fragment_room * 2 if s.fragment_room else 8
-        grown = <Fragment*>realloc(s.fragments, s.fragment_room * sizeof(Fragment))
+        room = s.fragment_room * 2 if s.fragment_room else 8
+        grown = <Fragment*>realloc(s.fragments, room * sizeof(Fragment))
         if grown == NULL:
             return False
-        s.fragments = grown
+        s.fragments, s.fragment_room = grown, room
     s.fragments[s.fragment_count] = Fragment(offset, length)
     s.fragment_count += 1
     return True
@@ -392,9 +422,12 @@ cdef bint emit(Scan* s, Values* values, uint32_t number, uint16_t our_vr, uint16
         extra = 2
         entry_flags = HAS_VR
     if length > VALUE_MAX or values.size + length > VALUES_MAX:
-        entry_flags |= IN_HEAD
         s.flags |= VALUE_LEFT
+        if values.left[number]:
+            return True         # said already; so an element that comes a million times costs no memory
+        entry_flags |= IN_HEAD
         length = 0
+    values.left[number] = entry_flags & IN_HEAD
     needed = values.size + 4 + extra + length
     if needed > values.room:
         room = values.room * 2 if values.room else 1024
@@ -424,7 +457,7 @@ cdef bint emit(Scan* s, Values* values, uint32_t number, uint16_t our_vr, uint16
 cdef Status capture(Scan* s, uint32_t tag, uint16_t vr, uint64_t value_at, uint32_t length) noexcept nogil:
     """Keep the value of a wanted element at top level. NEED when it is not in the window yet."""
     cdef const Wanted* wanted
-    cdef const uint8_t* value
+    cdef const uint8_t* value = NULL
     if tag <= s.last_tag:
         s.next_wanted = 0               # out of order, or twice: the later one is emitted later and wins
     s.last_tag = tag
@@ -432,13 +465,12 @@ cdef Status capture(Scan* s, uint32_t tag, uint16_t vr, uint64_t value_at, uint3
         s.next_wanted += 1
     if s.next_wanted == WANTED_COUNT or WANTED[s.next_wanted].tag != tag:
         return DONE
-    if value_at + length > s.base + s.have:
-        s.need_at = s.at
-        s.need_length = value_at + length - s.at
-        s.last_tag = 0
-        return NEED
+    if length <= VALUE_MAX:             # a longer one stays in the head, unread
+        if not has_value(s, value_at, length):
+            s.last_tag = 0
+            return NEED
+        value = s.data + (value_at - s.base)
     wanted = &WANTED[s.next_wanted]
-    value = s.data + (value_at - s.base)
     if wanted.level == LEVEL_INSTANCE or wanted.level == LEVEL_BOTH:
         if not emit(s, &s.own, s.next_wanted, wanted.vr, vr, value, length):
             return OUT_OF_MEMORY
@@ -449,14 +481,15 @@ cdef Status capture(Scan* s, uint32_t tag, uint16_t vr, uint64_t value_at, uint3
 
 
 cdef Status capture_nested(Scan* s, uint32_t tag, uint16_t vr, uint64_t value_at, uint32_t length) noexcept nogil:
-    cdef int i
-    for i in range(NESTED_COUNT):
+    cdef uint32_t i
+    cdef const uint8_t* value = NULL
+    for i in range(<uint32_t>NESTED_COUNT):
         if NESTED[i].tag == tag:
-            if value_at + length > s.base + s.have:
-                s.need_at = s.at
-                s.need_length = value_at + length - s.at
-                return NEED
-            if not emit(s, &s.upper, WANTED_COUNT + i, NESTED[i].vr, vr, s.data + (value_at - s.base), length):
+            if length <= VALUE_MAX:
+                if not has_value(s, value_at, length):
+                    return NEED
+                value = s.data + (value_at - s.base)
+            if not emit(s, &s.upper, WANTED_COUNT + i, NESTED[i].vr, vr, value, length):
                 return OUT_OF_MEMORY
     return DONE
 
@@ -518,18 +551,21 @@ cdef bint step_over(Scan* s) noexcept nogil:
     """After broken content: go on behind the outermost open sequence of known length, as if it were bytes.
 
     pydicom does the same, since it parses such a sequence only when it is asked for. False where
-    there is none: then the fault is the whole data set's.
+    there is none: then the fault is the whole data set's. Always goes forward: nothing in a sequence
+    passes its end, so the bytes behind it have not been read yet.
     """
-    cdef int i
-    for i in range(s.depth):
-        if s.open[i].end != NEVER and s.open[i].tag != ITEM:
-            s.at = s.open[i].end
-            s.implicit = s.open[i].implicit
-            s.hole_count = s.open[i].hole_count
-            s.depth = i
-            s.flags |= OPAQUE_SEQUENCE
-            return True
-    return False
+    cdef Open* sequence
+    if s.depth == 0 or s.open[s.depth - 1].outermost == 0:
+        return False
+    s.depth = s.open[s.depth - 1].outermost - 1
+    sequence = &s.open[s.depth]
+    s.at = sequence.end
+    s.implicit, s.big = sequence.implicit, sequence.big
+    s.hole_count, s.hole_bytes = sequence.hole_count, sequence.hole_bytes
+    s.upper.size = sequence.upper_size
+    memset(&s.upper.left[WANTED_COUNT], 0, NESTED_COUNT)
+    s.flags |= OPAQUE_SEQUENCE
+    return True
 
 
 cdef Status read_fragments(Scan* s) noexcept nogil:
@@ -539,14 +575,14 @@ cdef Status read_fragments(Scan* s) noexcept nogil:
     """
     cdef const uint8_t* p
     cdef uint32_t tag, length
-    cdef uint64_t value_end
+    cdef uint64_t value_end, limit = limit_of(s)
     cdef bint top = s.depth == 0
     if s.known_count and s.at == s.bulk_at:
-        s.at += known_hole(s, s.at)
+        s.at += known_hole(s, s.at, limit - s.at)
         if s.at == s.total and top:
             return end_of_fragments(s, s.total, True)
     while True:
-        if s.total - s.at < 8:
+        if limit - s.at < 8:
             break
         if not in_window(s, 8):
             return NEED
@@ -557,9 +593,9 @@ cdef Status read_fragments(Scan* s) noexcept nogil:
             value_end = s.at
             s.at += 8
             return end_of_fragments(s, value_end, False)
-        if tag != ITEM or length == UNDEFINED or length > s.total - s.at - 8:
+        if tag != ITEM or length == UNDEFINED or length > limit - s.at - 8:
             if tag == ITEM and length != UNDEFINED and top and s.bulk_tag == 0x7FE00010:
-                if not add_fragment(s, s.at - s.bulk_at, s.total - s.at - 8):
+                if not add_fragment(s, s.at - s.bulk_at, limit - s.at - 8):
                     return OUT_OF_MEMORY
             break
         if top and s.bulk_tag == 0x7FE00010:
@@ -576,6 +612,7 @@ cdef Status read_fragments(Scan* s) noexcept nogil:
 
 cdef Status end_of_fragments(Scan* s, uint64_t value_end, bint truncated) noexcept nogil:
     cdef uint64_t length = value_end - s.bulk_at
+    cdef uint64_t bulk_min = BULK_MIN
     if s.depth == 0 and is_pixel_tag(s.bulk_tag):
         s.pixel_tag = s.bulk_tag
         s.pixel_at = s.bulk_at
@@ -586,18 +623,39 @@ cdef Status end_of_fragments(Scan* s, uint64_t value_end, bint truncated) noexce
     elif truncated:
         return TRUNCATED
     s.phase = DATA_SET
-    if length >= (PIXEL_BULK_MIN if is_pixel_tag(s.bulk_tag) else BULK_MIN):
+    if is_pixel_tag(s.bulk_tag):
+        bulk_min = PIXEL_BULK_MIN
+    if length >= bulk_min:
         if not add_hole(s, s.bulk_at, length, s.bulk_tag):
             return OUT_OF_MEMORY
     return DONE
 
 
+cdef Status leave_fragments(Scan* s, Status status) noexcept nogil:
+    """What read_fragments gave, unless it is a failure inside of a sequence that can be stepped over."""
+    if status == TRUNCATED and step_over(s):
+        s.phase = DATA_SET
+        return DONE
+    return status
+
+
 cdef Status push(Scan* s, uint32_t tag, uint64_t end) noexcept nogil:
+    """Open a sequence or an item. The caller has seen that `end` is not behind that of what is open."""
+    cdef uint32_t outermost = s.open[s.depth - 1].outermost if s.depth else 0
     if s.depth == DEPTH_MAX:
         return NESTED_TOO_DEEP
-    s.open[s.depth] = Open(end, tag, s.hole_count, s.implicit)
+    if outermost == 0 and tag != ITEM and end != NEVER:
+        outermost = s.depth + 1
+    s.open[s.depth] = Open(end, limit_of(s) if end == NEVER else end, s.hole_bytes, s.hole_count, s.upper.size,
+                           tag, outermost, s.implicit, s.big)
     s.depth += 1
     return DONE
+
+
+cdef inline void pop(Scan* s) noexcept nogil:
+    s.depth -= 1
+    s.implicit = s.open[s.depth].implicit
+    s.big = s.open[s.depth].big
 
 
 cdef Status read_start(Scan* s) noexcept nogil:
@@ -635,23 +693,26 @@ cdef Status read_elements(Scan* s) noexcept nogil:
         if status != DONE:
             return status
     if s.phase == FRAGMENTS:
-        status = read_fragments(s)
+        status = leave_fragments(s, read_fragments(s))
         if status != DONE:
             return status
 
     while True:
-        while s.depth and s.at >= s.open[s.depth - 1].end:
-            if s.at > s.open[s.depth - 1].end:
-                if not step_over(s):
-                    return OVERRUN
-                continue
-            s.depth -= 1
-            s.implicit = s.open[s.depth].implicit
-        remaining = s.total - s.at
+        while s.depth and s.at == s.open[s.depth - 1].limit:
+            if s.open[s.depth - 1].end != NEVER:
+                pop(s)
+            elif not step_over(s):      # undefined length, and no delimiter before the end of what is around it
+                return TRUNCATED if s.at == s.total else OVERRUN
+        if s.at - s.hole_bytes > HEAD_MAX:
+            return HEAD_TOO_LONG
+        limit = limit_of(s)
+        remaining = limit - s.at
         top = s.depth == 0
         if remaining < 8 - HILUM_PLANTED:
             if not top:
-                return TRUNCATED    # only open ends are left, step_over has no place to go
+                if not step_over(s):
+                    return TRUNCATED if limit == s.total else OVERRUN
+                continue
             if remaining:
                 s.flags |= TRAILING_BYTES
             if s.phase != DATA_SET:
@@ -685,7 +746,7 @@ cdef Status read_elements(Scan* s) noexcept nogil:
                     s.at += 8
                     if length == UNDEFINED:
                         status = push(s, ITEM, NEVER)
-                    elif length > s.total - s.at or s.at + length > s.open[s.depth - 1].end:
+                    elif length > limit - s.at:
                         s.at -= 8
                         if not step_over(s):
                             return OVERRUN
@@ -699,10 +760,10 @@ cdef Status read_elements(Scan* s) noexcept nogil:
                     if not s.implicit and length != 0:
                         # An item of an explicit VR data set may still be implicit: UN of undefined
                         # length is, PS3.5 6.2.2 Note 2, and some writers switch without a word.
-                        if s.total - s.at < 8:
+                        if limit - s.at < 8:
                             continue
                         if not in_window(s, 8):
-                            s.depth -= 1
+                            pop(s)
                             s.at -= 8
                             s.need_at = s.at
                             s.need_length = 16
@@ -713,13 +774,11 @@ cdef Status read_elements(Scan* s) noexcept nogil:
                     continue
                 if tag == SEQUENCE_END and s.open[s.depth - 1].end == NEVER:
                     s.at += 8
-                    s.depth -= 1
-                    s.implicit = s.open[s.depth].implicit
+                    pop(s)
                     continue
             elif tag == ITEM_END and not top and s.open[s.depth - 1].end == NEVER:
                 s.at += 8
-                s.depth -= 1
-                s.implicit = s.open[s.depth].implicit
+                pop(s)
                 continue
             elif top and tag == SEQUENCE_END and length == 0:
                 s.at += 8           # left over by writers that end a sequence of known length twice
@@ -728,7 +787,9 @@ cdef Status read_elements(Scan* s) noexcept nogil:
                 return UNBALANCED
             continue
         elif not top and s.open[s.depth - 1].tag != ITEM:
-            if not step_over(s):
+            if s.big and tag_at(p, False) == ITEM:
+                s.big = False       # UN is little endian in any transfer syntax, PS3.5 6.2.2 Note 2
+            elif not step_over(s):
                 return UNBALANCED
             continue
 
@@ -748,15 +809,21 @@ cdef Status read_elements(Scan* s) noexcept nogil:
                     return NEED
                 p = s.data + (s.at - s.base)
                 header, length = 12, u32(p + 8, s.big)
-            elif is_capital(p[4]) and p[5] >= 0x41:
+            elif 0x4141 <= vr <= 0x5A5A:                        # "AA" to "ZZ", pydicom's bounds
                 header, length = 8, u16(p + 6, s.big)
             else:
                 header, length, vr = 8, u32(p + 4, s.big), 0    # a writer that left explicit VR for an element
 
         if length == UNDEFINED:
-            if vr == 0x5351 or vr == 0x554E:                        # SQ UN
+            if s.phase != DATA_SET:
+                return UNBALANCED       # PS3.10 7.1: no sequence stands in File Meta Information
+            if vr == 0x5351:                                        # SQ
                 is_sequence = True
-            elif is_pixel_tag(tag) or (vr and vr != 0x5554 and vr != 0x5543 and vr != 0x5552):  # UT UC UR
+            elif is_pixel_tag(tag):
+                is_sequence = False
+            elif vr == 0x554E:                                      # UN
+                is_sequence = True
+            elif vr and vr != 0x5554 and vr != 0x5543 and vr != 0x5552:     # UT UC UR
                 is_sequence = False
             elif is_sequence_tag(tag):
                 is_sequence = True
@@ -785,18 +852,14 @@ cdef Status read_elements(Scan* s) noexcept nogil:
             s.phase = FRAGMENTS
             s.bulk_tag = tag
             s.bulk_at = s.at
-            status = read_fragments(s)
-            if status == TRUNCATED and step_over(s):
-                s.phase = DATA_SET
-                continue
+            if top:
+                s.fragment_count = 0        # of an earlier Pixel Data: the last one counts
+            status = leave_fragments(s, read_fragments(s))
             if status != DONE:
                 return status
             continue
 
-        limit = s.total if top else s.open[s.depth - 1].end
-        if limit > s.total:
-            limit = s.total
-        if length > limit - s.at - header or limit - s.at < header:     # subtract, never add: no overflow
+        if remaining < header or length > remaining - header:           # subtract, never add: no overflow
             if top and is_pixel_tag(tag) and remaining >= header:
                 s.pixel_tag, s.pixel_at = tag, s.at + header
                 s.pixel_length = s.total - s.pixel_at
@@ -809,7 +872,7 @@ cdef Status read_elements(Scan* s) noexcept nogil:
                 return TRUNCATED if top or limit == s.total else OVERRUN
             continue
 
-        if length >= PIXEL_BULK_MIN or tag == REQUEST_ATTRIBUTES:
+        if (length >= PIXEL_BULK_MIN or tag == REQUEST_ATTRIBUTES) and s.phase == DATA_SET:
             is_sequence = vr == 0x5351 or ((vr == 0 or vr == 0x554E) and is_sequence_tag(tag))
             if is_sequence and length:
                 status = push(s, tag, s.at + header + length)
@@ -822,13 +885,18 @@ cdef Status read_elements(Scan* s) noexcept nogil:
                     s.implicit = True
                 continue
         if s.known_count:
-            known_hole(s, s.at + header)
+            known_hole(s, s.at + header, remaining - header)
         if is_pixel_tag(tag):
             if top:
                 s.pixel_tag, s.pixel_at, s.pixel_length = tag, s.at + header, length
                 s.pixel_encapsulated = False
             if length >= PIXEL_BULK_MIN and not add_hole(s, s.at + header, length, tag):
                 return OUT_OF_MEMORY
+        elif s.phase != DATA_SET:
+            if tag == 0x00020010:
+                status = keep_transfer_syntax(s, s.at + header, length)
+                if status != DONE:
+                    return status
         elif top:
             if tag == 0x7FE00001:
                 s.offset_table = Place(s.at + header, length)
@@ -837,12 +905,8 @@ cdef Status read_elements(Scan* s) noexcept nogil:
             if length >= BULK_MIN:
                 if not add_hole(s, s.at + header, length, tag):
                     return OUT_OF_MEMORY
-            elif s.phase == DATA_SET:
+            else:
                 status = capture(s, tag, vr, s.at + header, length)
-                if status != DONE:
-                    return status
-            elif tag == 0x00020010:
-                status = keep_transfer_syntax(s, s.at + header, length)
                 if status != DONE:
                     return status
         elif length >= BULK_MIN:
@@ -857,15 +921,13 @@ cdef Status read_elements(Scan* s) noexcept nogil:
 
 cdef Status keep_transfer_syntax(Scan* s, uint64_t value_at, uint32_t length) noexcept nogil:
     cdef const uint8_t* value
-    if value_at + length > s.base + s.have:
-        s.need_at = s.at
-        s.need_length = value_at + length - s.at
+    if length > 64:
+        length = 64         # no UID is longer; what is cut matches nothing that we know, as it should
+    if not has_value(s, value_at, length):
         return NEED
     value = s.data + (value_at - s.base)
     while length and (value[length - 1] == 0 or value[length - 1] == 0x20):
         length -= 1
-    if length > 64:
-        length = 64         # no UID is longer; what is cut matches nothing that we know, as it should
     memcpy(s.transfer_syntax, value, length)
     s.transfer_syntax_length = length
     s.transfer_syntax_seen = True
@@ -880,10 +942,15 @@ STATUS_DEFLATED = DEFLATED
 STATUS_NOT_DICOM = NOT_DICOM
 STATUS_UNDEFINED_LENGTH = UNDEFINED_LENGTH
 
+HEAD_BYTES_MAX = HEAD_MAX
+VALUE_BYTES_MAX = VALUE_MAX
+VALUES_BYTES_MAX = VALUES_MAX
+
 FLAG_PART10 = PART10
 FLAG_IMPLICIT_VR = IMPLICIT_VR
 FLAG_BIG_ENDIAN = BIG_ENDIAN
 FLAG_PIXELS_TRUNCATED = PIXELS_TRUNCATED
+FLAG_OPAQUE_SEQUENCE = OPAQUE_SEQUENCE
 FLAG_VALUE_LEFT = VALUE_LEFT
 
 ENTRY_HAS_VR = HAS_VR
@@ -925,6 +992,7 @@ cdef class Header:
         s.tag = s.flags = s.next_wanted = s.last_tag = s.depth = 0
         s.phase = START
         s.implicit = s.big = s.transfer_syntax_seen = s.pixel_encapsulated = False
+        s.hole_bytes = 0
         s.holes, s.hole_count, s.hole_room = NULL, 0, 0
         s.known, s.known_count, s.known_next = NULL, 0, 0
         s.fragments, s.fragment_count, s.fragment_room = NULL, 0, 0
@@ -932,8 +1000,8 @@ cdef class Header:
         s.pixel_tag, s.pixel_at, s.pixel_length = 0, 0, 0
         s.offset_table = Place(0, 0)
         s.offset_table_lengths = Place(0, 0)
-        s.upper = Values(NULL, 0, 0)
-        s.own = Values(NULL, 0, 0)
+        memset(&s.upper, 0, sizeof(Values))
+        memset(&s.own, 0, sizeof(Values))
         s.transfer_syntax_length = 0
 
     def __dealloc__(self):
@@ -983,6 +1051,8 @@ cdef class Header:
         cdef Scan* s = self.s
         s.at, s.total, s.phase, s.data_set_at = 0, total, DATA_SET, 0
         s.implicit = s.big = False
+        s.depth = s.hole_count = s.fragment_count = s.known_count = 0
+        s.hole_bytes = 0
 
     @property
     def need(self):
@@ -1018,6 +1088,10 @@ cdef class Header:
         """[(offset, length, tag)], ascending."""
         return [(self.s.holes[i].offset, self.s.holes[i].length, self.s.holes[i].tag)
                 for i in range(self.s.hole_count)]
+
+    @property
+    def hole_count(self):
+        return self.s.hole_count
 
     @property
     def pixels(self):
@@ -1063,50 +1137,64 @@ def scan(const uint8_t[::1] data not None):
     return header.feed(data, 0), header
 
 
+cdef Status scan_file(Scan* s, int fd, int* failure) noexcept nogil:
+    """Scan through a window that is read where the scan asks for it. `failure` is the errno of a read."""
+    cdef uint64_t room = WINDOW, length, have
+    cdef uint8_t* buffer = <uint8_t*>malloc(room)
+    cdef uint8_t* grown
+    cdef ssize_t got
+    cdef Status status = NEED
+    s.need_at, s.need_length = 0, WINDOW if s.total > WINDOW else s.total
+    while status == NEED and failure[0] == 0:
+        length = FRAGMENT_WINDOW if s.phase == FRAGMENTS else WINDOW
+        if length < s.need_length:
+            length = s.need_length
+        if length > s.total - s.need_at:
+            length = s.total - s.need_at
+        if buffer != NULL and length > room:
+            grown = <uint8_t*>realloc(buffer, length)
+            if grown == NULL:
+                free(buffer)
+            buffer, room = grown, length
+        if buffer == NULL:
+            status = OUT_OF_MEMORY
+            break
+        have = 0
+        while have < s.need_length:
+            got = pread(fd, buffer + have, length - have, <off_t>(s.need_at + have))
+            if got > 0:
+                have += <uint64_t>got
+            elif got == 0:
+                failure[0] = EIO
+                break
+            elif errno != EINTR:
+                failure[0] = errno
+                break
+        if failure[0] == 0:
+            s.data, s.base, s.have = buffer, s.need_at, have
+            status = read_elements(s)
+    s.data, s.have = NULL, 0
+    free(buffer)
+    return status
+
+
 def scan_fd(int fd, uint64_t total):
     """Scan a file by its descriptor; return (status, Header). Reads the head, and jumps over the holes.
 
-    A file with 200,000 fragments costs as many small reads, since their lengths lie between them.
+    A file with 200,000 fragments costs as many small reads, since their lengths lie between them. The GIL
+    is given up once, not for each read: who gives it up beside a busy thread waits for it 5 ms.
 
     Raises:
         OSError: a read failed. A file that ends before `total` does too (EIO): it was cut under us.
     """
     cdef Header header = Header(total)
-    cdef uint64_t room = WINDOW, length
-    cdef uint8_t* buffer = <uint8_t*>malloc(room)
-    cdef uint8_t* grown
-    cdef ssize_t got
-    cdef Status status = NEED
-    cdef Scan* s = header.s
-    if buffer == NULL:
-        raise MemoryError
-    try:
-        s.need_at, s.need_length = 0, WINDOW if total > WINDOW else total
-        while status == NEED:
-            length = FRAGMENT_WINDOW if s.phase == FRAGMENTS else WINDOW
-            if length < s.need_length:
-                length = s.need_length
-            if length > s.total - s.need_at:
-                length = s.total - s.need_at
-            if length > room:
-                grown = <uint8_t*>realloc(buffer, length)
-                if grown == NULL:
-                    raise MemoryError
-                buffer, room = grown, length
-            with nogil:
-                got = pread(fd, buffer, length, <off_t>s.need_at)
-            if got < 0:
-                if errno == EINTR:
-                    continue
-                raise OSError(errno, "read failed")
-            if <uint64_t>got < s.need_length and <uint64_t>got < length:
-                raise OSError(EIO, f"the file ends at byte {s.need_at + got}, not at {total}")
-            s.data, s.base, s.have = buffer, s.need_at, got
-            status = read_elements(s)
-        return <int>status, header
-    finally:
-        s.data, s.have = NULL, 0
-        free(buffer)
+    cdef Status status
+    cdef int failure = 0
+    with nogil:
+        status = scan_file(header.s, fd, &failure)
+    if failure:
+        raise OSError(failure, f"the file can't be read from byte {header.s.need_at} on, of {total}")
+    return <int>status, header
 
 
 def wanted():

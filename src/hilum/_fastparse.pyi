@@ -6,10 +6,15 @@ STATUS_DEFLATED: int
 STATUS_NOT_DICOM: int
 STATUS_UNDEFINED_LENGTH: int
 
+HEAD_BYTES_MAX: int
+VALUE_BYTES_MAX: int
+VALUES_BYTES_MAX: int
+
 FLAG_PART10: int
 FLAG_IMPLICIT_VR: int
 FLAG_BIG_ENDIAN: int
 FLAG_PIXELS_TRUNCATED: int
+FLAG_OPAQUE_SEQUENCE: int
 FLAG_VALUE_LEFT: int
 
 ENTRY_HAS_VR: int
@@ -34,6 +39,8 @@ class Header:
     def transfer_syntax(self) -> bytes | None: ...
     @property
     def holes(self) -> list[tuple[int, int, int]]: ...
+    @property
+    def hole_count(self) -> int: ...
     @property
     def pixels(self) -> tuple[int, int, int, bool] | None: ...
     @property

@@ -10,7 +10,7 @@ import io
 import os
 import zlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hilum import _fastparse as fast
 from hilum.engine import record
@@ -19,7 +19,7 @@ from hilum.errors import BadDicom, Corrupt, NotDicom
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-HEAD_MAX = 64 << 20  # bytes of a head: a data set with more outside its bulk values is refused
+HEAD_MAX = fast.HEAD_BYTES_MAX  # bytes of a head: a data set with more outside its bulk values is refused
 INFLATED_MAX = 4 << 30  # bytes of an inflated data set
 FALLBACK_MAX = 16 << 20  # bytes of a file that pydicom is asked to read
 UID_MAX = 128  # the Standard's limit is 64; writers that pass it are many, and harmless
@@ -38,6 +38,7 @@ REASON_OF = {
     6: "a value runs past the end of the item that holds it",
     9: "memory is out",
     10: "too many fragments",
+    11: f"more than {HEAD_MAX} bytes outside of bulk values",
 }
 
 # What pydicom is asked about, and why; the commands count it. Anything else that is malformed is final.
@@ -45,18 +46,9 @@ FALLBACK_REASONS = {
     fast.STATUS_UNDEFINED_LENGTH: "undefined length outside of sequences and fragments",
 }
 
-_UID_CHARACTERS = b"0123456789.ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
+_UID_CHARACTERS = frozenset(b"0123456789.ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_")
 _INFLATE_CHUNK = 256 << 10
-
-_FLAG_PAIRS = (
-    (fast.FLAG_PART10, record.PART10),
-    (fast.FLAG_PIXELS_TRUNCATED, record.TRUNCATED),
-    (fast.FLAG_BIG_ENDIAN, record.BIG_ENDIAN),
-    (fast.FLAG_IMPLICIT_VR, record.IMPLICIT_VR),
-    (fast.FLAG_VALUE_LEFT, record.VALUE_LEFT),
-)
-_KNOWN_FLAGS = sum(theirs for theirs, _ in _FLAG_PAIRS)
-_FLAGS_OF = [sum(ours for theirs, ours in _FLAG_PAIRS if bits & theirs) for bits in range(_KNOWN_FLAGS + 1)]
+_WORD_WIDTH = {"US": 2, "SS": 2, "AT": 2, "UL": 4, "SL": 4, "FL": 4, "FD": 8, "SV": 8, "UV": 8}
 
 
 class Inflated(NamedTuple):
@@ -98,7 +90,7 @@ def parse(data: memoryview | bytes) -> Parsed:
         if status == fast.STATUS_UNDEFINED_LENGTH:
             return _parse_by_pydicom(scan, io.BytesIO(data), len(data))
         raise _refusal(status, scan)
-    return _judge(scan, scan.holes, scan.pixels, len(data))
+    return _judge(scan, scan.holes)
 
 
 def parse_fd(fd: int, total: int) -> Parsed:
@@ -117,7 +109,7 @@ def parse_fd(fd: int, total: int) -> Parsed:
             with open(os.dup(fd), "rb") as file:
                 return _parse_by_pydicom(scan, file, total)
         raise _refusal(status, scan)
-    return _judge(scan, scan.holes, scan.pixels, total)
+    return _judge(scan, scan.holes)
 
 
 def parse_head(head: record.Head) -> Parsed:
@@ -126,22 +118,29 @@ def parse_head(head: record.Head) -> Parsed:
     Raises:
         Corrupt: it does not give what it gave when it came.
     """
-    if head.flags & record.BY_PYDICOM:
-        return parse(head.head)
+    try:
+        if head.flags & record.BY_PYDICOM:
+            return parse(head.head)
+        return _parse_head(head)
+    except (BadDicom, NotDicom, OverflowError) as failure:
+        raise Corrupt(f"a stored head can't be scanned: {failure}") from None
+
+
+def _parse_head(head: record.Head) -> Parsed:
     scan = fast.Header(head.original_length)
     scan.know_holes([(hole.offset, hole.length) for hole in head.holes])
     status = scan.feed(head.head, 0)
     inflated = None
     if status == fast.STATUS_DEFLATED and head.flags & record.DEFLATED:
         length = len(head.inflated) + sum(hole.length for hole in head.inflated_holes)
+        inflated = Inflated(head.inflated, [(h.offset, h.length, h.tag) for h in head.inflated_holes], length)
         scan.begin_inflated(length)
         scan.know_holes([(hole.offset, hole.length) for hole in head.inflated_holes])
         status = scan.feed(head.inflated, 0)
-        inflated = Inflated(head.inflated, scan.holes, length)
     if status != fast.STATUS_DONE:
-        raise Corrupt(f"a stored head can't be scanned: {REASON_OF.get(status, status)} at byte {scan.at}")
+        raise BadDicom(REASON_OF.get(status, f"status {status}"), offset=scan.at, tag=scan.tag)
     holes = [(hole.offset, hole.length, hole.tag) for hole in head.holes]
-    parsed = _judge(scan, holes, scan.pixels, head.original_length, inflated)
+    parsed = _judge(scan, holes, inflated)
     return parsed._replace(flags=head.flags, data_set_at=head.data_set_at)
 
 
@@ -154,28 +153,30 @@ def _refusal(status: int, scan: fast.Header) -> BadDicom | NotDicom:
 def _judge(
     scan: fast.Header,
     holes: list[tuple[int, int, int]],
-    pixels: tuple[int, int, int, bool] | None,
-    total: int,
     inflated: Inflated | None = None,
-    more_flags: int = 0,
 ) -> Parsed:
     study, series, uid, _ = scan.uids
-    if not (_is_uid(uid) and _is_uid(study) and _is_uid(series)):
-        raise _not_storable(scan)
-    head_length = total - sum([length for _, length, _ in holes])
-    if head_length > HEAD_MAX and inflated is None:
-        raise BadDicom(
-            f"{head_length} bytes outside of bulk values: at most {HEAD_MAX}", offset=scan.at, tag=scan.tag
-        )
-    found = scan.flags
-    flags = more_flags | _FLAGS_OF[found & _KNOWN_FLAGS]
+    for value, tag, name in (
+        (uid, 0x00080018, "SOP Instance UID"),
+        (study, 0x0020000D, "Study Instance UID"),
+        (series, 0x0020000E, "Series Instance UID"),
+    ):
+        if not value:
+            raise BadDicom(f"not storable: there is no {name}", offset=scan.at, tag=tag)
+        if len(value) > UID_MAX or not _UID_CHARACTERS.issuperset(value):
+            shown = value[:80].decode("latin-1")
+            raise BadDicom(f"not storable: {name} {shown!r} is no UID", offset=scan.at, tag=tag)
+    pixels = scan.pixels
+    flags = _flags_of(scan)
     if pixels is not None and pixels[3]:
         flags |= record.ENCAPSULATED
+    if inflated is not None:
+        flags |= record.DEFLATED
     return Parsed(
         study,
         series,
         uid,
-        scan.transfer_syntax or _syntax_found(found),
+        scan.transfer_syntax or _syntax_found(scan.flags),
         flags,
         scan.data_set_at,
         holes,
@@ -187,23 +188,20 @@ def _judge(
     )
 
 
-def _is_uid(value: bytes) -> bool:
-    return 0 < len(value) <= UID_MAX and not value.translate(None, _UID_CHARACTERS)
-
-
-def _not_storable(scan: fast.Header) -> BadDicom:
-    study, series, uid, _ = scan.uids
-    for value, tag, name in (
-        (uid, 0x00080018, "SOP Instance UID"),
-        (study, 0x0020000D, "Study Instance UID"),
-        (series, 0x0020000E, "Series Instance UID"),
-    ):
-        if not value:
-            return BadDicom(f"not storable: there is no {name}", offset=scan.at, tag=tag)
-        if not _is_uid(value):
-            shown = value[:80].decode("latin-1")
-            return BadDicom(f"not storable: {name} {shown!r} is no UID", offset=scan.at, tag=tag)
-    raise AssertionError("all three are UIDs")
+def _flags_of(scan: fast.Header) -> int:
+    """The flags of a head that the scan alone tells."""
+    found, flags = scan.flags, 0
+    if found & fast.FLAG_PART10:
+        flags |= record.PART10
+    if found & fast.FLAG_PIXELS_TRUNCATED:
+        flags |= record.TRUNCATED
+    if found & fast.FLAG_BIG_ENDIAN:
+        flags |= record.BIG_ENDIAN
+    if found & fast.FLAG_IMPLICIT_VR:
+        flags |= record.IMPLICIT_VR
+    if found & fast.FLAG_VALUE_LEFT:
+        flags |= record.VALUE_LEFT
+    return flags
 
 
 def _syntax_found(flags: int) -> bytes:
@@ -231,46 +229,70 @@ def _parse_deflated(scan: fast.Header, file: io.BufferedIOBase) -> Parsed:
     if status != fast.STATUS_DONE:
         raise _refusal(status, scan)
     windows.advance(length, 0)
-    inflated = Inflated(bytes(windows.head), scan.holes, length)
-    parsed = _judge(scan, [(start, total - start, 0)], scan.pixels, total, inflated, record.DEFLATED)
+    head = windows.head
+    if scan.flags & fast.FLAG_OPAQUE_SEQUENCE:
+        # Holes in a sequence that was stepped over afterwards are none, and their bytes have gone by.
+        head = _InflatedHead()
+        for piece in inflate(file, start):
+            head.add(piece, scan.holes)
+    inflated = Inflated(bytes(head.data), scan.holes, length)
+    parsed = _judge(scan, [(start, total - start, 0)], inflated)
     return parsed._replace(data_set_at=start)
 
 
 class _InflatedWindows:
-    """A window that only goes forward over inflated pieces; what it leaves behind, outside of holes, is the head."""
+    """A window that only goes forward over inflated pieces; what it leaves behind goes to the head."""
 
     def __init__(self, pieces: Iterator[bytes], scan: fast.Header) -> None:
         self.window = b""
         self.base = 0  # inflated offset of the window's first byte
-        self.head = bytearray()
+        self.head = _InflatedHead()
         self._pieces = pieces
         self._scan = scan
+        self._holes: list[tuple[int, int, int]] = []
 
     def advance(self, at: int, length: int) -> None:
         """Move the window's begin to `at`, and have `length` bytes in it if there are so many."""
-        holes = self._scan.holes
+        if len(self._holes) != self._scan.hole_count:
+            self._holes = self._scan.holes
         while self.base + len(self.window) <= at:
-            self._leave(len(self.window), holes)
+            self._leave(len(self.window))
             self.window = next(self._pieces, b"")
             if not self.window:
                 return
-        self._leave(at - self.base, holes)
+        self._leave(at - self.base)
         while len(self.window) < length and (piece := next(self._pieces, b"")):
             self.window += piece
 
-    def _leave(self, count: int, holes: list[tuple[int, int, int]]) -> None:
-        at, end = self.base, self.base + count
-        for offset, length, _ in holes:
-            if offset + length > at and offset < end:
-                self.head += self.window[at - self.base : max(at, offset) - self.base]
-                at = min(end, offset + length)
-        self.head += self.window[at - self.base : count]
-        if len(self.head) > HEAD_MAX:
-            raise BadDicom(
-                f"more than {HEAD_MAX} bytes outside of bulk values", offset=at, tag=self._scan.tag
-            )
+    def _leave(self, count: int) -> None:
+        self.head.add(self.window[:count], self._holes)
         self.window = self.window[count:]
-        self.base = end
+        self.base += count
+
+
+class _InflatedHead:
+    """What is left of inflated pieces without the holes; a hole must be known before its piece is added."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self._at = 0  # inflated offset behind the last piece
+        self._next = 0  # place of the first hole that does not end before it
+
+    def add(self, piece: bytes, holes: list[tuple[int, int, int]]) -> None:
+        base, end = self._at, self._at + len(piece)
+        while self._next < len(holes):
+            offset, length, _ = holes[self._next]
+            if offset >= end:
+                break
+            self.data += piece[self._at - base : max(self._at, offset) - base]
+            self._at = min(end, offset + length)
+            if offset + length > end:
+                break
+            self._next += 1
+        self.data += piece[self._at - base :]
+        self._at = end
+        if len(self.data) > HEAD_MAX:
+            raise BadDicom(REASON_OF[11], offset=self._at)
 
 
 def inflate(file: io.BufferedIOBase, start: int) -> Iterator[bytes]:
@@ -285,12 +307,12 @@ def inflate(file: io.BufferedIOBase, start: int) -> Iterator[bytes]:
     rest = b""
     while not engine.eof:
         chunk = rest or file.read(_INFLATE_CHUNK)
-        if not chunk:
-            raise BadDicom("the deflated data set is cut", offset=file.tell())
         try:
             piece = engine.decompress(chunk, _INFLATE_CHUNK)
         except zlib.error as failure:
             raise BadDicom(f"the data set can't be inflated: {failure}", offset=start) from None
+        if not chunk and not piece and not engine.eof:  # without a chunk the engine may still hold bytes
+            raise BadDicom("the deflated data set is cut", offset=file.tell())
         rest = engine.unconsumed_tail
         done += len(piece)
         if done > INFLATED_MAX:
@@ -322,18 +344,23 @@ def _parse_by_pydicom(scan: fast.Header, file: io.BufferedIOBase, total: int) ->
         raise refusal from None
     value = {number: record.raw_of(upper + own, number) for number in range(record.NUMBER_COUNT)}
     uids = [value[record.NUMBER_OF[tag]] for tag in (0x0020000D, 0x0020000E, 0x00080018)]
-    if not all(map(_is_uid, uids)):
+    if not all(uids) or not all(len(u) <= UID_MAX and _UID_CHARACTERS.issuperset(u) for u in uids):
         raise refusal
-    syntax = str(dataset.file_meta.get("TransferSyntaxUID", "")).encode("latin-1")
+    pixels, truncated = _pixels_by_pydicom(dataset)
+    flags = _flags_of(scan) & (record.PART10 | record.BIG_ENDIAN | record.IMPLICIT_VR) | record.BY_PYDICOM
+    if truncated:
+        flags |= record.TRUNCATED
+    if any(kind & fast.ENTRY_IN_HEAD for _, kind, _ in record.split_entries(upper + own)):
+        flags |= record.VALUE_LEFT
     return Parsed(
         uids[0],
         uids[1],
         uids[2],
-        syntax or _syntax_found(scan.flags),
-        record.BY_PYDICOM | (record.PART10 if scan.flags & fast.FLAG_PART10 else 0),
+        scan.transfer_syntax or _syntax_found(scan.flags),
+        flags,
         scan.data_set_at,
         [],
-        None,
+        pixels,
         upper,
         own,
         scan,
@@ -341,16 +368,45 @@ def _parse_by_pydicom(scan: fast.Header, file: io.BufferedIOBase, total: int) ->
 
 
 def _entries_by_pydicom(dataset: Dataset) -> tuple[bytes, bytes]:
-    upper, own = [], []
+    upper, own = bytearray(), bytearray()
     for tag, number in record.NUMBER_OF.items():
         if tag not in dataset:
             continue
-        raw = dataset.get_item(tag)
-        data = raw.value if isinstance(raw.value, bytes) else b""
-        made = record.entry(number, data[:8192], raw.VR if raw.VR not in (None, "UN") else None)
         level = record.LEVEL_OF[number]
         if level in (0, record.INSTANCE):
-            own.append(made)
+            own += _entry_by_pydicom(dataset, tag, number, fast.VALUES_BYTES_MAX - len(own))
         if level != record.INSTANCE:
-            upper.append(made)
-    return b"".join(upper), b"".join(own)
+            upper += _entry_by_pydicom(dataset, tag, number, fast.VALUES_BYTES_MAX - len(upper))
+    requests = dataset[record.REQUEST_ATTRIBUTES].value if record.REQUEST_ATTRIBUTES in dataset else None
+    for item in requests or ():
+        for tag, number in record.NESTED_NUMBER_OF.items():
+            if tag in item and len(upper) <= fast.VALUES_BYTES_MAX:
+                upper += _entry_by_pydicom(item, tag, number, fast.VALUES_BYTES_MAX - len(upper))
+    return bytes(upper), bytes(own)
+
+
+def _entry_by_pydicom(dataset: Dataset, tag: int, number: int, room: int) -> bytes:
+    """The entry that the parser would have made: bytes as they are in the file, but numbers little endian."""
+    raw: Any = dataset.get_item(tag)
+    vr = record.VR_OF[number] if raw.VR in (None, "UN") else raw.VR
+    data, kind = raw.value, 0
+    if not isinstance(data, bytes):  # pydicom has decoded it: the character set, or an empty value
+        parts = [data] if isinstance(data, str) else list(data or ())
+        data = "\\".join(map(str, parts)).encode("latin-1", "replace")
+    elif (width := _WORD_WIDTH.get(vr, 1)) > 1 and not raw.is_little_endian:
+        data = b"".join(data[at : at + width][::-1] for at in range(0, len(data), width))
+    if len(data) > min(fast.VALUE_BYTES_MAX, room):
+        kind, data = fast.ENTRY_IN_HEAD, b""
+    if vr != record.VR_OF[number]:
+        kind, data = kind | fast.ENTRY_HAS_VR, vr.encode("ascii") + data
+    return record.entry_bytes(number, kind, data)
+
+
+def _pixels_by_pydicom(dataset: Dataset) -> tuple[tuple[int, int, int, bool] | None, bool]:
+    """Where native pixels lie, and whether they are cut. Encapsulated ones are left alone: nothing has seen
+    their fragments."""
+    for tag in (0x7FE00010, 0x7FE00008, 0x7FE00009):
+        raw: Any = dataset.get_item(tag) if tag in dataset else None
+        if raw is not None and isinstance(raw.value, bytes) and raw.length != 0xFFFFFFFF:
+            return (tag, raw.value_tell, len(raw.value), False), len(raw.value) < raw.length
+    return None, False

@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from struct import Struct
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from blake3 import blake3
 
@@ -27,6 +26,9 @@ from hilum.engine.prepare import Prepared
 from hilum.engine.store import Store
 from hilum.engine.writer import Outcome, Policy, Result, read_journal_tail
 from hilum.errors import BadDicom, HilumError, NotDicom, StoreFault
+
+if TYPE_CHECKING:
+    import subprocess
 
 BATCH_FILES = 1_000
 ARENA_BYTES = 24 << 20  # files are read into it side by side
@@ -426,6 +428,8 @@ class _Helpers:
         """Have `count` processes; those that died are not replaced."""
         if self._helpers:
             return
+        import subprocess  # a small import never needs it
+
         for _ in range(count):
             process = subprocess.Popen(
                 [sys.executable, "-m", "hilum.engine.importer"],

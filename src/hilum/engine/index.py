@@ -120,7 +120,11 @@ class Index:
                 raise ReadOnly(f"{path} can't be written") from failure
             raise Corrupt(f"{path} can't be opened ({_words(failure)}); run: hilum rebuild") from failure
         try:
-            tables = {name: env.open_db(name, create=create) for name in TABLES}
+            if create:
+                with env.begin(write=True) as txn:  # one commit, not one for each table
+                    for name in TABLES:
+                        env.open_db(name, txn=txn)
+            tables = {name: env.open_db(name, create=False) for name in TABLES}
         except (lmdb.Error, UnicodeDecodeError) as failure:
             env.close()
             raise Corrupt(f"{path} is damaged ({_words(failure)}); run: hilum rebuild") from failure

@@ -16,7 +16,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import threading
 import time
 from collections import OrderedDict
@@ -247,7 +246,7 @@ class PackWriter:
     @classmethod
     def create(cls, directory: str, number: int, kind: int, store: bytes) -> PackWriter:
         """Make a new pack and its durable directory entry. `number` must never have been used."""
-        info = PackInfo(kind, store, number, secrets.randbits(64))
+        info = PackInfo(kind, store, number, int.from_bytes(os.urandom(8), "little"))
         fd = os.open(
             os.path.join(directory, pack_name(number, kind)),
             os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
@@ -389,7 +388,7 @@ class FilePackWriter:
         self.number = number
         self._final = os.path.join(store, "packs", pack_name(number, FILE_PACK))
         self._spool = os.path.join(store, "spool", pack_name(number, FILE_PACK))
-        self._info = PackInfo(FILE_PACK, uuid, number, secrets.randbits(64))
+        self._info = PackInfo(FILE_PACK, uuid, number, int.from_bytes(os.urandom(8), "little"))
         self._hasher = blake3()
         self._crc = 0
         self.length = 0
