@@ -1,4 +1,4 @@
-"""Hilum: a DICOM storage engine. `hilum.open(path)` gives a store; importing this package loads almost nothing."""
+"""Hilum, a DICOM storage engine: `hilum.open(path)` gives a store. Importing it loads almost nothing."""
 
 from __future__ import annotations
 

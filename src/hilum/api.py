@@ -1,4 +1,4 @@
-"""The face of Hilum for Python: the engine's store, with decoded frames and pydicom data sets. Adds no rule."""
+"""The face of Hilum for Python: the engine's store, with decoded frames and data sets. Adds no rule."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Store(engine.Store):
     def frame(self, uid: str, index: int) -> np.ndarray[Any, Any]:
         """Frame `index`, from 0, decoded: (rows, columns) or (rows, columns, samples).
 
-        The dtype is by Bits Allocated and Pixel Representation (uint8, int16, ...; float32 and float64 for
+        The dtype is by Bits Allocated and Pixel Representation (uint8, int16 ...; float32 and float64 for
         Float and Double Float Pixel Data; 0 and 1 in uint8 for Bits Allocated 1), little endian. YBR is
         converted to RGB; no window and no rescale is applied: the pixels are what pydicom's pixel_array gives.
 
@@ -38,7 +38,7 @@ class Store(engine.Store):
         return decode_frame(reader.read(index), reader.layout, syntax)
 
     def dataset(self, uid: str) -> pydicom.FileDataset:
-        """The object as pydicom reads it; values of more than 1 KiB, pixels above all, when they are looked at.
+        """The object as pydicom reads it; values of more than 1 KiB are read when they are looked at.
 
         Raises:
             NotFound: no such instance.

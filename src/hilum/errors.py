@@ -44,7 +44,9 @@ class BadDicom(RequestFault):
 
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path else ""
-        return f"{where}{self.reason} at byte {self.offset}, tag ({self.tag >> 16:04X},{self.tag & 0xFFFF:04X})"
+        return (
+            f"{where}{self.reason} at byte {self.offset}, tag ({self.tag >> 16:04X},{self.tag & 0xFFFF:04X})"
+        )
 
 
 class NotDicom(RequestFault):

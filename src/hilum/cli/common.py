@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FAILED, WRONG_USE = 1, 2
+FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 _PLAIN_SECONDS = 5.0  # between two lines of progress where there is no terminal
 
 
@@ -41,7 +41,7 @@ def run(cli: click.Group, args: list[str] | None) -> Any:
         status = cli.main(args=args, prog_name="hilum", standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("interrupted", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except click.ClickException as failure:
         failure.show()
         sys.exit(failure.exit_code)
@@ -53,7 +53,9 @@ def run(cli: click.Group, args: list[str] | None) -> Any:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
     except OSError as failure:
-        click.echo(f"hilum: {failure.filename or ''}: {failure.strerror or failure}".replace(" :", ""), err=True)
+        click.echo(
+            f"hilum: {failure.filename or ''}: {failure.strerror or failure}".replace(" :", ""), err=True
+        )
         sys.exit(FAILED)
     sys.exit(status if isinstance(status, int) else 0)
 

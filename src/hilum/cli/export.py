@@ -33,13 +33,14 @@ def command(dest: str, pairs: tuple[str, ...], store_path: str, as_json: bool, v
         hilum export /tmp/out StudyInstanceUID=1.2.3 --json
     """
     begin = time.monotonic()
-    written = present = failed = size = 0
+    done = written = present = failed = size = 0
     progress = common.Progress("export", quiet=as_json)
     try:
         with common.open_store(store_path, read_only=True) as store:
-            rows = store.find("instances", common.parse_pairs(pairs))
-            for done, row in enumerate(rows, 1):
-                uid = row.uid
+            keys = common.parse_pairs(pairs)
+            total = sum(len(uids) for _, uids in store.select(keys)) if not as_json else 0
+            for row, uid in ((row, uid) for row, uids in store.select(keys) for uid in uids):
+                done += 1
                 folder = os.path.join(dest, *map(safe_name, _parents(row)))
                 path = os.path.join(folder, safe_name(uid) + ".dcm")
                 try:
@@ -58,13 +59,17 @@ def command(dest: str, pairs: tuple[str, ...], store_path: str, as_json: bool, v
                     else:
                         progress.say(f"{uid}: {failure}")
                 seconds = time.monotonic() - begin
-                text = f"{done:,} of {len(rows):,} files, {common.human_bytes(size / seconds)}/s"
-                progress.update(done, len(rows), text)
+                text = f"{done:,} of {total:,} files, {common.human_bytes(size / seconds)}/s"
+                progress.update(done, total, text)
     finally:
         progress.close()
     seconds = time.monotonic() - begin
     if as_json:
-        found = {"files": written + present + failed, "written": written, "present": present}
+        found: dict[str, float] = {
+            "files": written + present + failed,
+            "written": written,
+            "present": present,
+        }
         found |= {"failed": failed, "bytes": size, "seconds": round(seconds, 3)}
         click.echo(orjson.dumps(found))
     else:

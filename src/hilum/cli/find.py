@@ -82,7 +82,7 @@ def command(
 
     wanted = [query.parse_path(name) for names in include for name in names.split(",")]
     with common.open_store(store_path, read_only=True) as store:
-        rows = store.find(level, common.parse_pairs(pairs), limit=limit, offset=offset, order=order)
+        rows = store.find_iter(level, common.parse_pairs(pairs), limit=limit, offset=offset, order=order)
         if as_json:
             for row in rows:
                 click.echo(orjson.dumps(store.row_json(row, wanted)))

@@ -12,7 +12,9 @@ from hilum.errors import NotFound
 @click.command("frame")
 @click.argument("uid")
 @click.argument("number", type=int, metavar="NUMBER")
-@click.option("-o", "--output", required=True, metavar="FILE", help="Where to write it; - is standard output.")
+@click.option(
+    "-o", "--output", required=True, metavar="FILE", help="Where to write it; - is standard output."
+)
 @click.option("--raw", is_flag=True, help="The bytes as they are stored, not decoded.")
 @click.option("--window", type=(float, float), default=None, metavar="CENTER WIDTH", help="VOI window.")
 @common.common_options
@@ -49,7 +51,13 @@ def command(
     with click.open_file(output, "wb") as file:
         file.write(data)
     if as_json and output != "-":
-        found = {"frame": number, "bytes": len(data), "shape": shape, "transfer_syntax": syntax, "file": output}
+        found = {
+            "frame": number,
+            "bytes": len(data),
+            "shape": shape,
+            "transfer_syntax": syntax,
+            "file": output,
+        }
         click.echo(orjson.dumps(found))
     elif output != "-":
         click.echo(f"{output}: {len(data):,} bytes{', stored as ' + syntax if raw else ''}")

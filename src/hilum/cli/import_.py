@@ -17,7 +17,9 @@ _KEY = re.compile(r"^[A-Za-z0-9,().]+=")
 
 @click.command("import", context_settings={"show_default": True})
 @click.argument("words", nargs=-1, required=True, metavar="PATH... [KEY=VALUE...]")
-@click.option("--jobs", type=click.IntRange(min=1), default=None, help="Processes.  [default: one a core, 4 at most]")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=None, help="Processes.  [default: one a core, 4 at most]"
+)
 @click.option(
     "--on-conflict",
     type=click.Choice(["keep-first", "replace"]),
@@ -55,6 +57,7 @@ def command(
     begin = time.monotonic()
     progress = common.Progress("import", quiet=as_json)
     total = _Total(paths) if not as_json else None
+    seen = Counts()
 
     def on_failure(failure: Failure) -> None:
         if as_json:
@@ -64,15 +67,22 @@ def command(
             progress.say(f"{failure.path}: {failure.reason}{at if failure.tag else ''}")
 
     def on_progress(counts: Counts) -> None:
+        nonlocal seen
+        seen = counts
         seconds = time.monotonic() - begin
         done = counts.files + counts.skipped
         known = total.count_on() if total is not None else None
         rate = f"{done / seconds:,.0f}/s, {common.human_bytes(counts.bytes / seconds)}/s"
         progress.update(done, known, f"{done:,}{f' of {known:,}' if known else ''} files, {rate}")
 
+    counts = Counts()
+    interrupted = False
     try:
         with common.open_store(store_path, create=True) as store:
             counts = import_paths(store, paths, options, on_failure=on_failure, on_progress=on_progress)
+    except KeyboardInterrupt:
+        interrupted = True
+        counts = seen
     finally:
         progress.close()
     seconds = time.monotonic() - begin
@@ -80,6 +90,9 @@ def command(
         click.echo(orjson.dumps(_summary(counts, seconds, with_skipped=bool(keys))))
     else:
         _print_summary(counts, seconds, verbose)
+    if interrupted:
+        click.echo("interrupted; run it again to go on", err=True)
+        return common.INTERRUPTED
     return common.FAILED if counts.failed or counts.conflicts else 0
 
 
@@ -146,8 +159,8 @@ def _print_summary(counts: Any, seconds: float, verbose: bool) -> None:
     )
     if counts.conflicts:
         click.echo(
-            f"{counts.conflicts:,} files have other content than what is stored under their SOP Instance UID. "
-            "What was stored first is kept; see --on-conflict, and -v for their names."
+            f"{counts.conflicts:,} files have other content than what is stored under their SOP Instance "
+            "UID. What was stored first is kept; see --on-conflict, and -v for their names."
         )
     if verbose and counts.fallbacks:
         click.echo(f"{counts.fallbacks:,} were read by pydicom")

@@ -38,7 +38,11 @@ def command(store_path: str, as_json: bool, verbose: bool) -> int:
     if as_json:
         for problem in found.problems:
             click.echo(orjson.dumps({"problem": problem}))
-        document = {"instances": found.instances, "blobs": found.blobs, "packs": found.packs}
+        document: dict[str, float] = {
+            "instances": found.instances,
+            "blobs": found.blobs,
+            "packs": found.packs,
+        }
         document |= {"problems": len(found.problems), "seconds": round(seconds, 3)}
         click.echo(orjson.dumps(document))
     else:

@@ -40,8 +40,19 @@ class _OpenSeries:
     """A series that this change touches."""
 
     __slots__ = (
-        "count", "donor", "donor_upper", "entries", "fresh", "lost", "next", "number", "prefix", "size", "study", "uid"
-    )  # fmt: skip
+        "count",
+        "donor",
+        "donor_upper",
+        "entries",
+        "fresh",
+        "lost",
+        "next",
+        "number",
+        "prefix",
+        "size",
+        "study",
+        "uid",
+    )
 
     def __init__(self, study: int, number: int, uid: bytes, state: Series, *, fresh: bool) -> None:
         self.study, self.number, self.uid = study, number, uid
@@ -185,7 +196,7 @@ class Catalog:
             patient,
             len(rows),
             sum(row.instance_count for row in rows),
-            sum(row.bytes for row in rows),
+            sum(row.byte_count for row in rows),
             donor,
             tuple(sorted(modalities - {""})),
             entries,
@@ -258,8 +269,10 @@ class Catalog:
         after = Patient(
             studies,
             patient.series_count + sum(s.series_count for s in here) - sum(s.series_count for s in gone),
-            patient.instance_count + sum(s.instance_count for s in here) - sum(s.instance_count for s in gone),
-            patient.bytes + sum(s.bytes for s in here) - sum(s.bytes for s in gone),
+            patient.instance_count
+            + sum(s.instance_count for s in here)
+            - sum(s.instance_count for s in gone),
+            patient.byte_count + sum(s.byte_count for s in here) - sum(s.byte_count for s in gone),
             donor,
             own,
         )

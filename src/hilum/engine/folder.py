@@ -1,13 +1,13 @@
 """The store's folder: its names, its locks and its CURRENT index. Knows no record and no transaction.
 
-    STORE           who this store is: format version and UUID, as JSON
-    CURRENT         the name of the index folder in use
-    index-NNNNNN/   an index generation (LMDB)
-    packs/          NNNNNNNN.head, .bulk, .file
-    spool/          large values on their way in; whoever finds one unlocked may remove it
-    lock            every opener holds it shared; rebuild holds it alone
-    commit.lock     held by the one writer that decides, appends heads and commits
-    ballast         bytes to give up so that delete works on a full disk
+STORE           who this store is: format version and UUID, as JSON
+CURRENT         the name of the index folder in use
+index-NNNNNN/   an index generation (LMDB)
+packs/          NNNNNNNN.head, .bulk, .file
+spool/          large values on their way in; whoever finds one unlocked may remove it
+lock            every opener holds it shared; rebuild holds it alone
+commit.lock     held by the one writer that decides, appends heads and commits
+ballast         bytes to give up so that delete works on a full disk
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ LOCK_WAIT_SECONDS = 10.0
 class Folder:
     """A store's folder, open and locked. Close it to let others take it for themselves."""
 
-    def __init__(self, path: str, *, create: bool = False, read_only: bool = False, alone: bool = False) -> None:
+    def __init__(
+        self, path: str, *, create: bool = False, read_only: bool = False, alone: bool = False
+    ) -> None:
         self.path = os.path.abspath(path)
         self.read_only = read_only
         if create and not read_only:
@@ -73,7 +75,9 @@ class Folder:
     def next_index(self) -> str:
         """Name of the generation that follows all that exist."""
         numbers = [
-            int(name[6:]) for name in os.listdir(self.path) if name.startswith("index-") and name[6:].isdigit()
+            int(name[6:])
+            for name in os.listdir(self.path)
+            if name.startswith("index-") and name[6:].isdigit()
         ]
         return f"index-{max(numbers, default=0) + 1:06}"
 
@@ -86,7 +90,9 @@ class Folder:
         """Paths of generations that are not in use."""
         current = os.path.basename(self.index_path())
         return [
-            self._file(name) for name in os.listdir(self.path) if name.startswith("index-") and name != current
+            self._file(name)
+            for name in os.listdir(self.path)
+            if name.startswith("index-") and name != current
         ]
 
     def commit_lock(self) -> CommitLock:
@@ -191,11 +197,22 @@ class Folder:
                 self._write_file("STORE", json.dumps({"format": FORMAT_VERSION, "uuid": str(store)}) + "\n")
                 name = self.next_index()
                 make_index(self._file(name), store.bytes).close()
-                sync_directory(os.path.dirname(self.path))
+                self._sync_way()
                 self.switch_to(name)
             except OSError as failure:
                 raise StoreBroken(f"a store can't be made in {self.path}: {failure.strerror}") from failure
         self.keep_ballast()
+
+    def _sync_way(self) -> None:
+        """Make the folders above the store durable: they may have been made for it, all of them."""
+        path = self.path
+        while path != (path := os.path.dirname(path)):
+            try:
+                sync_directory(path)
+            except OSError as failure:
+                if failure.errno == errno.EIO:
+                    raise
+                return  # not ours to open, so not made by us, nor what is above it
 
     def _read_identity(self) -> bytes:
         try:

@@ -94,7 +94,9 @@ class FrameReader:
             return self._read_encapsulated(index)
         span = native_frame_span(self.layout, index)
         if span.length == 0:
-            raise BadDicom("Rows, Columns or Bits Allocated are missing, so there are no frames", tag=0x00280010)
+            raise BadDicom(
+                "Rows, Columns or Bits Allocated are missing, so there are no frames", tag=0x00280010
+            )
         if span.offset + span.length > self._instance.pixel_length:
             raise BadDicom(
                 f"frame {index + 1} is cut: the pixels end after {self._instance.pixel_length} bytes",

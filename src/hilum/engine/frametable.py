@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 ITEM_HEADER = 8
@@ -39,22 +40,27 @@ def frame_spans(
     `fragments` are (offset of the item header, length of the item value) without the offset table's own
     item; `frame_count` is Number of Frames; `basic` and `extended` are the tables' values; `tail_of(i)`
     gives the last TAIL_LENGTH bytes of fragment i, and is called only where no table tells.
+
+    A table counts if each of its entries is the beginning of a fragment, and if it has an entry for each
+    frame or the fragments are not one for each frame themselves. A table with more entries than there are
+    fragments is wrong, and is not even unpacked.
     """
     if not fragments:
         return []
     first = fragments[0][0]
-    if extended is not None and (spans := _by_extended(fragments, first, extended)):
-        return spans
-    order = ">" if big_endian else "<"
-    offsets = struct.unpack(f"{order}{len(basic) // 4}I", basic[: len(basic) // 4 * 4])
-    if offsets and (len(offsets) == frame_count or len(fragments) != frame_count):
+    one_each = len(fragments) == frame_count
+    if extended is not None and (len(extended[0]) // 8 == frame_count or not one_each):
+        spans = _by_extended(fragments, first, extended)
+        if spans:
+            return spans
+    count = len(basic) // 4
+    if 0 < count <= len(fragments) and (count == frame_count or not one_each):
+        offsets = struct.unpack(f"{'>' if big_endian else '<'}{count}I", basic[: count * 4])
         starts = {offset - first: index for index, (offset, _) in enumerate(fragments)}
         firsts = [starts.get(offset, -1) for offset in offsets]
-        if firsts[0] == 0 and all(a < b for a, b in zip(firsts, firsts[1:], strict=False)):
-            return [
-                _join(fragments[a:b]) for a, b in zip(firsts, [*firsts[1:], len(fragments)], strict=True)
-            ]
-    if len(fragments) == frame_count:
+        if firsts[0] == 0 and all(a < b for a, b in pairwise(firsts)):
+            return [_join(fragments[a:b]) for a, b in pairwise([*firsts, len(fragments)])]
+    if one_each:
         return [_join([fragment]) for fragment in fragments]
     if len(fragments) == 1 or frame_count == 1:
         return [_join(fragments)]
@@ -67,11 +73,16 @@ def _by_extended(
     fragments: Sequence[tuple[int, int]], first: int, tables: tuple[bytes, bytes]
 ) -> list[FrameSpan]:
     """One fragment a frame, PS3.3 C.7.6.3.1.8, Extended Offset Table; [] where the table is wrong."""
-    offsets = struct.unpack(f"<{len(tables[0]) // 8}Q", tables[0][: len(tables[0]) // 8 * 8])
-    lengths = struct.unpack(f"<{len(tables[1]) // 8}Q", tables[1][: len(tables[1]) // 8 * 8])
+    count = len(tables[0]) // 8
+    if count > len(fragments) or len(tables[1]) // 8 != count:
+        return []
+    offsets = struct.unpack(f"<{count}Q", tables[0][: count * 8])
+    lengths = struct.unpack(f"<{count}Q", tables[1][: count * 8])
+    if len(set(offsets)) != count:
+        return []  # two frames in one fragment: their bytes would overlap
     length_at = dict(fragments)
     spans = []
-    for offset, length in zip(offsets, lengths, strict=False):
+    for offset, length in zip(offsets, lengths, strict=True):
         there = length_at.get(first + offset)
         if there is None or length > there:
             return []

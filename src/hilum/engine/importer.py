@@ -7,6 +7,7 @@ the journal knows.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -92,9 +93,17 @@ class Options(NamedTuple):
 # --- Walking -------------------------------------------------------------------
 
 
-def walk(paths: Iterable[str], on_failure: Callable[[Failure], None]) -> Iterator[list[bytes]]:
-    """Give the files under `paths`, a folder's at a time, sorted. Links are followed; each folder counts once."""
+def walk(
+    paths: Iterable[str], on_failure: Callable[[Failure], None], *, leave_out: str = ""
+) -> Iterator[list[bytes]]:
+    """Give the files under `paths`, a folder's at a time, sorted; links are followed, each folder counts once.
+
+    The folder `leave_out` is passed over: the store itself may lie in what is imported.
+    """
     seen: set[tuple[int, int]] = set()
+    if leave_out:
+        status = os.stat(leave_out)
+        seen.add((status.st_dev, status.st_ino))
     for path in paths:
         if os.path.isdir(path):
             yield from _walk_folder(os.fsencode(path), seen, on_failure)
@@ -373,7 +382,7 @@ def import_paths(
         on_failure(failure)
 
     importer = BatchImporter(store, options)
-    waiting = batches(walk(paths, fail_in_walk))
+    waiting = batches(walk(paths, fail_in_walk, leave_out=store.path))
     helpers = _Helpers(store.path, options)
     queue: deque[list[bytes]] = deque()
     try:
@@ -507,11 +516,9 @@ class _Helpers:
 
     def _send(self, helper: _Helper, message: Any) -> None:
         assert helper.process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # collect() sees the end of its output
             helper.process.stdin.write(json.dumps(message).encode("ascii") + b"\n")
             helper.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # collect() sees the end of its output
 
 
 def _serve() -> None:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from struct import Struct
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import lmdb
 
@@ -97,7 +97,9 @@ class Index:
     def _open(self, path: str, create: bool, building: bool) -> tuple[lmdb.Environment, dict[bytes, Any]]:
         if not create and not os.path.exists(os.path.join(path, "data.mdb")):
             raise StoreMissing(f"{path} holds no index; run: hilum rebuild")
-        frozen = self.read_only and not os.access(path, os.W_OK)  # a read-only mount: no lock file, no writers
+        frozen = self.read_only and not os.access(
+            path, os.W_OK
+        )  # a read-only mount: no lock file, no writers
         try:
             env = lmdb.open(
                 path,
@@ -208,12 +210,7 @@ class Snapshot:
     # Plain access, by table.
 
     def get(self, table: bytes, key: bytes) -> bytes | None:
-        value: bytes | None = self._txn.get(key, db=self._tables[table])
-        return value
-
-    def get_many(self, table: bytes, keys: list[bytes]) -> list[bytes | None]:
-        get, db = self._txn.get, self._tables[table]
-        return [get(key, db=db) for key in keys]
+        return cast("bytes | None", self._txn.get(key, db=self._tables[table]))
 
     def scan(
         self, table: bytes, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False
@@ -224,7 +221,7 @@ class Snapshot:
                 there = cursor.set_range(stop) if stop is not None else False
                 there = cursor.prev() if there else cursor.last()
                 while there:
-                    key, value = cursor.item()
+                    key, value = cast("tuple[bytes, bytes]", cursor.item())
                     if key < start:
                         return
                     yield key, value
@@ -233,7 +230,8 @@ class Snapshot:
             there = cursor.set_range(start) if start else cursor.first()
             if not there:
                 return
-            for key, value in cursor.iternext(keys=True, values=True):
+            rows = cast("Iterator[tuple[bytes, bytes]]", cursor.iternext(keys=True, values=True))
+            for key, value in rows:
                 if stop is not None and key >= stop:
                     return
                 yield key, value

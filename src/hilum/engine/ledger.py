@@ -199,4 +199,3 @@ class Ledger:
     def _note(self, sequence: int, kind: int, what: bytes) -> None:
         self._changes.append((U64.pack(sequence), bytes((kind,)) + what))
         self._last = max(self._last, sequence)
-

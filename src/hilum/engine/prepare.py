@@ -192,9 +192,7 @@ def _inflated_holes(parsed: Parsed) -> list[Hole]:
     return [Hole(offset, length, tag, 0, bytes(32)) for offset, length, tag in parsed.inflated.holes]
 
 
-def prepare_file(
-    fd: int, size: int, *, make_sink: Callable[[], BlobSink], source: bytes = b""
-) -> Prepared:
+def prepare_file(fd: int, size: int, *, make_sink: Callable[[], BlobSink], source: bytes = b"") -> Prepared:
     """Prepare an object out of a file of any size, in bounded memory: its large blobs go to sinks.
 
     Raises:
@@ -324,7 +322,7 @@ def _spans_in_file(parsed: Parsed, reader: _FileReader) -> list[frametable.Frame
 
 
 def _table_in_memory(parsed: Parsed, data: memoryview) -> bytes:
-    """The table that goes behind the head: an entry for each encapsulated frame, a CRC for each native block."""
+    """The table behind the head: an entry for each encapsulated frame, or a CRC for each native block."""
     if parsed.pixels is None or parsed.inflated is not None:
         return b""
     _, start, length, encapsulated = parsed.pixels
@@ -399,4 +397,3 @@ class _FrameChecksums:
         return b"".join(
             FRAME_ENTRY.pack(span.offset, span.length, crc_of[span], span.form) for span in self._frames
         )
-

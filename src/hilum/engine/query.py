@@ -52,7 +52,7 @@ class Key(NamedTuple):
 
 
 def parse_path(name: str) -> tuple[int, ...]:
-    """Tags of an attribute that a user names: "PatientName", "00100010", "RequestAttributesSequence.00400009".
+    """Tags of an attribute as a user names it: "PatientName", "00100010", "RequestAttributesSequence.00400009".
 
     Raises:
         BadQuery: no such keyword, or not a tag.
@@ -164,7 +164,9 @@ class Row:
     def to_json(self, include: Iterable[tuple[int, ...]] = ()) -> dict[str, Any]:
         """DICOM JSON Model Object, PS3.18 F.2."""
         found = self.attributes(include)
-        document: dict[str, Any] = {json.key(tag): json.element(vr, values) for tag, (vr, values) in found.items()}
+        document: dict[str, Any] = {
+            json.key(tag): json.element(vr, values) for tag, (vr, values) in found.items()
+        }
         if self.level >= SERIES:
             requests = self._requests()
             if requests:
@@ -219,6 +221,16 @@ class Query:
                 rows.sort(key=lambda row: _sort_key(row, number), reverse=descending)
             found = iter(rows)
         yield from islice(found, offset, None if limit is None else offset + limit)
+
+    def in_series(self, key: bytes) -> tuple[Row, list[str]] | None:
+        """The row of one series, and the UIDs of its instances that match; None if it has gone."""
+        value = self._snapshot.get(b"series", key)
+        parent = self._snapshot.get(b"studies", key[:4])
+        if value is None or parent is None:
+            return None
+        row = self._series_row(key, record.unpack_series(value), record.unpack_study(parent))
+        found = self._instances_of(key, in_order=True)
+        return row, [record.raw_of(instance.entries, _SOP_UID).decode("latin-1") for _, instance in found]
 
     # Studies.
 
@@ -323,9 +335,7 @@ class Query:
         if not self._wanted:
             numbers: Iterable[int] = [U32.unpack(key)[0] for key, _ in snapshot.scan(b"patients")]
         else:
-            numbers = {
-                study.patient for number, study in self._studies(True) if self._has_below(number)
-            }
+            numbers = {study.patient for number, study in self._studies(True) if self._has_below(number)}
         rows = []
         for number in numbers:
             value = snapshot.get(b"patients", U32.pack(number))
@@ -367,7 +377,9 @@ class Query:
         ):
             key = by_number.get(number)
             if key is not None and key.match.choices:
-                return {found for uid in key.match.choices for found in by_uid(uid.encode("latin-1", "replace"))}
+                return {
+                    found for uid in key.match.choices for found in by_uid(uid.encode("latin-1", "replace"))
+                }
         for number in _KEYED_BY_WEIGHT:
             key = by_number.get(number)
             if key is not None and key.match.choices:
@@ -469,4 +481,3 @@ def _sort_key(row: Row, number: int) -> tuple[int, float, str]:
     if isinstance(value, int | float):
         return 1, float(value), ""
     return 2, 0.0, normalise_text(record.VR_OF[number], value)
-

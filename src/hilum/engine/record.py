@@ -420,7 +420,7 @@ class Series(NamedTuple):
 
     instance_count: int
     next_instance: int  # number of the next instance to come; never used again
-    bytes: int  # of the originals
+    byte_count: int  # of the originals
     donor: bytes  # its SOP Instance UID
     entries: bytes
 
@@ -431,7 +431,7 @@ class Study(NamedTuple):
     patient: int
     series_count: int
     instance_count: int
-    bytes: int
+    byte_count: int
     donor: bytes
     modalities: tuple[str, ...]  # each once, in order of the text
     entries: bytes
@@ -443,7 +443,7 @@ class Patient(NamedTuple):
     study_count: int
     series_count: int
     instance_count: int
-    bytes: int
+    byte_count: int
     donor: bytes
     entries: bytes
 
@@ -454,7 +454,7 @@ _PATIENT = Struct("<IIIQH")
 
 
 def pack_series(series: Series) -> bytes:
-    fixed = _SERIES.pack(series.instance_count, series.next_instance, series.bytes, len(series.donor))
+    fixed = _SERIES.pack(series.instance_count, series.next_instance, series.byte_count, len(series.donor))
     return fixed + series.donor + series.entries
 
 
@@ -470,7 +470,7 @@ def pack_study(study: Study) -> bytes:
         study.patient,
         study.series_count,
         study.instance_count,
-        study.bytes,
+        study.byte_count,
         len(study.donor),
         len(modalities),
     )
@@ -494,7 +494,11 @@ def unpack_study(data: bytes) -> Study:
 
 def pack_patient(patient: Patient) -> bytes:
     fixed = _PATIENT.pack(
-        patient.study_count, patient.series_count, patient.instance_count, patient.bytes, len(patient.donor)
+        patient.study_count,
+        patient.series_count,
+        patient.instance_count,
+        patient.byte_count,
+        len(patient.donor),
     )
     return fixed + patient.donor + patient.entries
 

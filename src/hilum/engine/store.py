@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
+from isal.isal_zlib import crc32
+
 from hilum.dicom import dictionary, json
 from hilum.engine import prepare, query, record
 from hilum.engine.folder import Folder
@@ -172,9 +174,7 @@ class Store:
             data += chunk
         return prepare.prepare(memoryview(data), source=source)
 
-    def ingest_many(
-        self, objects: Sequence[Prepared], *, policy: Policy = Policy.KEEP_FIRST
-    ) -> list[Result]:
+    def ingest_many(self, objects: Sequence[Prepared], *, policy: Policy = Policy.KEEP_FIRST) -> list[Result]:
         """Store prepared objects in one commit; the batch API of bulk work. Keep a batch to about 1,000."""
         return [outcome.result for outcome in self.writer.submit(objects, policy)]
 
@@ -189,7 +189,21 @@ class Store:
         offset: int = 0,
         order: Sequence[str] = (),
     ) -> list[query.Row]:
-        """Find patients, studies, series or instances by indexed attributes: see docs/architecture.md.
+        """Find patients, studies, series or instances by indexed attributes, as a list; see find_iter()."""
+        return list(self.find_iter(level, keys, limit=limit, offset=offset, order=order))
+
+    def find_iter(
+        self,
+        level: str,
+        keys: dict[str, str] | Iterable[tuple[str, str]] = (),
+        *,
+        limit: int | None = None,
+        offset: int = 0,
+        order: Sequence[str] = (),
+    ) -> Iterator[query.Row]:
+        """Find patients, studies, series or instances by indexed attributes, a row at a time.
+
+        The rows are those of one moment. Take them soon: the index keeps that moment's pages until then.
 
         `keys` are names (keywords or tags) and values as PS3.4 C.2.2.2 (Attribute Matching) has them.
         `order` names attributes to sort by, "-" in front of one for descending.
@@ -205,7 +219,25 @@ class Store:
         by = [_order_of(name) for name in order]
         with self._index.read() as snapshot:
             found = query.Query(snapshot, query.LEVELS[level], wanted, self._read_left)
-            return list(found.rows(limit=limit, offset=offset, order=by))
+            yield from found.rows(limit=limit, offset=offset, order=by)
+
+    def select(
+        self, keys: dict[str, str] | Iterable[tuple[str, str]] = ()
+    ) -> Iterator[tuple[query.Row, list[str]]]:
+        """Give each series with instances that match, and their SOP Instance UIDs: for long work on many.
+
+        Each series is looked up when its turn comes, so that nothing holds old pages of the index for long;
+        what is deleted meanwhile is left out.
+        """
+        wanted = query.parse_keys(keys.items() if isinstance(keys, dict) else keys)
+        with self._index.read() as snapshot:
+            found = query.Query(snapshot, record.SERIES, wanted, self._read_left)
+            series_keys = [row.key for row in found.rows()]
+        for key in series_keys:
+            with self._index.read() as snapshot:
+                selected = query.Query(snapshot, record.SERIES, wanted, self._read_left).in_series(key)
+            if selected is not None:
+                yield selected
 
     def find_uids(self, level: str, keys: dict[str, str] | Iterable[tuple[str, str]]) -> list[bytes]:
         """SOP Instance UIDs of everything under the rows that match, in the order of find().
@@ -243,9 +275,7 @@ class Store:
         return self.read_head(self.locate(uid).instance)
 
     def read_head(self, instance: Instance) -> Head:
-        payload = self._packs.read(
-            (HEAD_PACK,), instance.container, instance.offset, instance.head_length
-        )
+        payload = self._packs.read((HEAD_PACK,), instance.container, instance.offset, instance.head_length)
         return record.unpack_head(payload)
 
     def read(self, uid: str) -> bytes:
@@ -263,7 +293,7 @@ class Store:
         head = self.read_head(located.instance)
         crc = 0
         for piece in original_pieces(head, self._read_blob_pieces):
-            crc = prepare.crc32(piece, crc)
+            crc = crc32(piece, crc)
             yield piece
         if crc != head.original_crc:
             raise Corrupt(f"{uid} is not what came in; run: hilum verify")
@@ -347,7 +377,7 @@ class Store:
             counts["conflicts"] = snapshot.count(b"conflicts")
             counts["revisions"] = snapshot.count(b"revisions")
             counts["original_bytes"] = sum(
-                record.unpack_patient(value).bytes for _, value in snapshot.scan(b"patients")
+                record.unpack_patient(value).byte_count for _, value in snapshot.scan(b"patients")
             )
         sizes = {kind: 0 for kind in SUFFIX_OF}
         for file in list_packs(self._folder.packs):
@@ -417,9 +447,7 @@ def instances_under(snapshot: Snapshot, row: query.Row) -> Iterator[tuple[bytes,
             yield key, record.unpack_instance(value)
 
 
-def original_pieces(
-    head: Head, read_blob: Callable[[bytes, int], Iterator[bytes]]
-) -> Iterator[bytes]:
+def original_pieces(head: Head, read_blob: Callable[[bytes, int], Iterator[bytes]]) -> Iterator[bytes]:
     """Head and blobs, put together as the file that came in."""
     at = 0  # in the head's bytes
     gone = 0  # bytes of holes so far
@@ -498,4 +526,3 @@ class OriginalFile(io.RawIOBase):
             gone += hole.length
         if at < end:
             yield head[at - gone : end - gone]
-

@@ -116,7 +116,9 @@ class _Verify:
                 self._check_blobs(snapshot, fd, info, min(end, size))
             sealed = snapshot.packs()[file.number].sealed
             if sealed and file.kind == BULK_PACK and packs.read_footer(fd, info, size) is None:
-                self._problem("the footer is damaged", name, "compact the pack; rebuild reads its records instead")
+                self._problem(
+                    "the footer is damaged", name, "compact the pack; rebuild reads its records instead"
+                )
         finally:
             os.close(fd)
 
@@ -161,9 +163,7 @@ class _Verify:
                 continue
             try:
                 at = place.offset - packs.RECORD_SIZE
-                data = self._store.packs.read(
-                    (BULK_PACK, FILE_PACK), place.container, at, packs.RECORD_SIZE
-                )
+                data = self._store.packs.read((BULK_PACK, FILE_PACK), place.container, at, packs.RECORD_SIZE)
             except Corrupt as failure:
                 self._bad_places.append(digest)
                 self._problem(str(failure), digest.hex(), "send one of its objects again")
@@ -197,7 +197,9 @@ class _Verify:
             self._on_progress(self._bytes, self._total)
         for uid, key in snapshot.scan(b"sop_uids"):
             if snapshot.get(b"instances", key) is None:
-                self._problem("the index has a UID without its instance", uid.decode("latin-1"), "run: hilum rebuild")
+                self._problem(
+                    "the index has a UID without its instance", uid.decode("latin-1"), "run: hilum rebuild"
+                )
 
     def _check_head(
         self, snapshot: Snapshot, head: Head, instance: Instance, bad: set[bytes], name: str, key: bytes
@@ -293,10 +295,10 @@ class _Verify:
                 ]
                 rows.append(series)
                 counted = len(found), sum(size for _, size in found), min(found)[0] if found else b""
-                if counted != (series.instance_count, series.bytes, series.donor):
+                if counted != (series.instance_count, series.byte_count, series.donor):
                     self._problem("a series counts other instances than it has", name, rebuild)
-            summed = len(rows), sum(row.instance_count for row in rows), sum(row.bytes for row in rows)
-            if summed != (study.series_count, study.instance_count, study.bytes):
+            summed = len(rows), sum(row.instance_count for row in rows), sum(row.byte_count for row in rows)
+            if summed != (study.series_count, study.instance_count, study.byte_count):
                 self._problem("a study counts other series than it has", name, rebuild)
             if rows and min(row.donor for row in rows) != study.donor:
                 self._problem("a study has its attributes from the wrong instance", name, rebuild)

@@ -20,14 +20,14 @@ from typing import NamedTuple, TypeVar
 
 from isal.isal_zlib import crc32
 
-from hilum.engine import ledger, packs, record, replay
+from hilum.engine import header, ledger, packs, record, replay
 from hilum.engine.folder import CommitLock, Folder
 from hilum.engine.index import BlobPlace, Change, Index, PackState, Snapshot
 from hilum.engine.ledger import Ledger, Stored, Verdict
 from hilum.engine.packs import BULK_PACK, HEAD_PACK, PackFile, PackReader, PackWriter, Place
 from hilum.engine.prepare import Prepared
 from hilum.engine.record import Instance
-from hilum.errors import Corrupt, StoreBroken
+from hilum.errors import Corrupt, HilumError, StoreBroken
 
 PACK_MAX = 1 << 30  # a pack that has grown past this is sealed
 DELETE_BATCH = 2_000  # instances in one transaction, which must stay under 50 ms
@@ -196,12 +196,16 @@ class Writer:
         is then unknown, and only recovery may touch it.
         """
         if self._broken is not None:
-            raise StoreBroken("the store is closed to writes after an earlier failure; reopen it") from self._broken
+            raise StoreBroken(
+                "the store is closed to writes after an earlier failure; reopen it"
+            ) from self._broken
         try:
             return work()
         except OSError as failure:
             self._broken = failure
-            raise StoreBroken(f"write to the store failed: {failure.strerror}; reopen it to recover") from failure
+            raise StoreBroken(
+                f"write to the store failed: {failure.strerror}; reopen it to recover"
+            ) from failure
         except BaseException as failure:
             self._broken = failure
             raise
@@ -214,6 +218,7 @@ class Writer:
             self._bulk.sync()
             self._roll(self._bulk)
         with self._folder.commit_lock() as gate:
+            self._recover_dead(gate)
             with self._index.read() as snapshot:
                 last = max(snapshot.number(b"sequence"), gate.last_sequence())
                 outcomes, events, verdicts = self._decide(snapshot, objects, policy, last)
@@ -299,7 +304,9 @@ class Writer:
                 key = found
                 value = snapshot.get(b"instances", key)
                 if value is None:
-                    raise Corrupt(f"the index names {uid.decode()} but has no record of it; run: hilum rebuild")
+                    raise Corrupt(
+                        f"the index names {uid.decode()} but has no record of it; run: hilum rebuild"
+                    )
                 old = record.unpack_instance(value)
                 there = old.identity, old.sequence
                 bad = snapshot.get(b"bad", uid) is not None
@@ -340,7 +347,7 @@ class Writer:
         """Append and sync heads, verdicts and healed places; return the heads with their places."""
         if not (events or verdicts or self._healed):
             return []
-        gate.note_sequence(last + len(events) + len(verdicts) + 1)
+        gate.note_sequence(last + len(events) + len(verdicts) + bool(self._healed))
         head = self._head_pack()
         sequence = last
         numbered = []
@@ -445,6 +452,7 @@ class Writer:
 
     def _delete_batch(self, uids: Sequence[bytes]) -> int:
         with self._folder.commit_lock() as gate:
+            self._recover_dead(gate)
             with self._index.read() as snapshot:
                 known = [uid for uid in uids if snapshot.get(b"sop_uids", uid) is not None]
                 last = max(snapshot.number(b"sequence"), gate.last_sequence())
@@ -457,7 +465,9 @@ class Writer:
                 book = Ledger(change, self._read_upper)
                 count = book.deleted(last + 1, known)
                 book.finish()
-                self._put_packs(change)
+                # Not the bulk pack: what was staged for a later commit is not synced.
+                head = self._head_pack()
+                change.put_pack(head.number, PackState(head.kind, False, head.end))
         return count
 
     # Packs.
@@ -504,7 +514,18 @@ class Writer:
         """Once: recover every unsealed pack that no other writer holds, and take one of each kind."""
         if self._ready:
             return
+        try:
+            self._take_packs()
+            self._folder.keep_ballast()
+        except OSError as failure:
+            raise StoreBroken(f"{self._folder.path} can't be recovered: {failure.strerror}") from failure
+        self._ready = True
+
+    def _take_packs(self) -> None:
         with self._folder.commit_lock() as gate:
+            # Whoever was killed may have left names that were never synced; what follows relies on them.
+            packs.sync_directory(self._folder.path)
+            packs.sync_directory(self._folder.packs)
             taken = _take_unsealed(self._folder, self._index)
             try:
                 if any(pack.size > pack.end for pack in taken):
@@ -522,9 +543,23 @@ class Writer:
                     self._head = PackWriter(pack.fd, pack.info, pack.end, fresh=False)
                 else:
                     os.close(pack.fd)
-        self._folder.clear_spool()
-        self._folder.keep_ballast()
-        self._ready = True
+            self._folder.clear_spool()  # inside the lock: whoever makes a spool file holds it too
+
+    def _recover_dead(self, gate: CommitLock) -> None:
+        """Enter what a writer has appended that was killed before its commit, while this one was at work.
+
+        It has the smaller sequence numbers, so it must come before what is decided now: entered later, its
+        deletion would undo what we are about to acknowledge.
+        """
+        with self._index.read() as snapshot:
+            if gate.last_sequence() <= snapshot.number(b"sequence"):
+                return
+        taken = _take_unsealed(self._folder, self._index)
+        try:
+            self._recover(gate, taken)
+        finally:
+            for pack in taken:
+                os.close(pack.fd)
 
     def _recover(self, gate: CommitLock, taken: list[_Unsealed]) -> None:
         """Enter what a crash left whole behind the committed ends, and cut the rest off.
@@ -561,11 +596,14 @@ class Writer:
         with self._index.write() as change:
             book = Ledger(change, self._read_upper)
             for digest, place in blobs.items():
-                if change.place(digest) is None:
+                known = change.place(digest)
+                if known is None or known.bad:
                     book.blob(digest, place.container, place.offset, place.length)
             for row in rows:
                 replay.enter(book, row)
             book.finish()
+            # The numbers of what was cut are not used again, and whoever still holds such records is late.
+            change.set_number(b"sequence", max(change.number(b"sequence"), gate.last_sequence()))
             for pack in taken:
                 change.put_pack(pack.file.number, PackState(pack.file.kind, pack.sealed, pack.end))
         if rows:
@@ -574,7 +612,12 @@ class Writer:
     def _resolves(self, snapshot: Snapshot, row: replay.HeadRecord, blobs: dict[bytes, Place]) -> bool:
         if row.record.kind != packs.STORED:
             return True
-        holes = record.unpack_head(row.payload).holes
+        try:
+            head = record.unpack_head(row.payload)
+            header.parse_head(head)
+        except HilumError:
+            return False  # nobody was told of it, and a store that can't be opened helps nobody
+        holes = head.holes
         return all(hole.digest in blobs or snapshot.place(hole.digest) is not None for hole in holes)
 
 
@@ -587,10 +630,11 @@ class _Unsealed:
         self.sealed = False
 
     def advance(self, found: packs.Record) -> None:
-        self.end = found.offset + found.length + packs.padding(found.length)
-        if found.kind == packs.FOOTER and packs.sealed_end(self.fd, self.info, self.size) is not None:
+        if found.kind != packs.FOOTER:
+            self.end = found.offset + found.length + packs.padding(found.length)
+        elif packs.sealed_end(self.fd, self.info, self.size) is not None:
             self.end = self.size
-            self.sealed = True
+            self.sealed = True  # otherwise it is cut: nothing may lie behind a footer
 
     def cut(self) -> None:
         if self.end < self.size:
@@ -614,7 +658,7 @@ def _take_unsealed(folder: Folder, index: Index) -> list[_Unsealed]:
         try:
             info = packs.read_info(fd, file.path)
         except Corrupt:
-            if state is None:
+            if state is None and os.fstat(fd).st_size <= packs.PACK_HEADER.size:
                 # A crash between the file's creation and its header: nothing in it was ever committed.
                 os.unlink(file.path)
             os.close(fd)
