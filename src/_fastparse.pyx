@@ -80,6 +80,7 @@ cdef enum Flags:
     OPAQUE_SEQUENCE = 16    # a sequence of known length with broken content was stepped over
     TRAILING_BYTES = 32     # fewer than 8 bytes after the last element
     VALUE_LEFT = 64         # an indexed value was too long for the index
+    PIXEL_WORDS = 128       # Pixel Data is OW in big endian: two pixels of 8 bits stand in swapped order
 
 cdef enum EntryFlags:
     HAS_VR = 1              # the value is preceded by two VR characters that differ from ours
@@ -890,6 +891,8 @@ cdef Status read_elements(Scan* s) noexcept nogil:
             if top:
                 s.pixel_tag, s.pixel_at, s.pixel_length = tag, s.at + header, length
                 s.pixel_encapsulated = False
+                if s.big and vr == 0x4F57:                          # OW
+                    s.flags |= PIXEL_WORDS
             if length >= PIXEL_BULK_MIN and not add_hole(s, s.at + header, length, tag):
                 return OUT_OF_MEMORY
         elif s.phase != DATA_SET:
@@ -952,6 +955,7 @@ FLAG_BIG_ENDIAN = BIG_ENDIAN
 FLAG_PIXELS_TRUNCATED = PIXELS_TRUNCATED
 FLAG_OPAQUE_SEQUENCE = OPAQUE_SEQUENCE
 FLAG_VALUE_LEFT = VALUE_LEFT
+FLAG_PIXEL_WORDS = PIXEL_WORDS
 
 ENTRY_HAS_VR = HAS_VR
 ENTRY_IN_HEAD = IN_HEAD

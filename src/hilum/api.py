@@ -22,7 +22,7 @@ class Store(engine.Store):
 
         The dtype is by Bits Allocated and Pixel Representation (uint8, int16 ...; float32 and float64 for
         Float and Double Float Pixel Data; 0 and 1 in uint8 for Bits Allocated 1), little endian. YBR is
-        converted to RGB; no window and no rescale is applied: the pixels are what pydicom's pixel_array gives.
+        converted to RGB; no window and no rescale is applied: these are the pixels of pydicom's pixel_array.
 
         Raises:
             NotFound: no such instance or frame.

@@ -103,10 +103,24 @@ class FrameReader:
                 offset=self._instance.pixel_offset,
                 tag=self._instance.pixel_tag,
             )
-        data = self._read_native(span.offset, span.length)
+        data = self._read_in_order(span.offset, span.length)
         if self.layout.frame_bits % 8:
             return shift_bits(data, span.bit, self.layout.frame_bits)
         return data
+
+    def _read_in_order(self, offset: int, length: int) -> bytes:
+        """Native bytes in the order of the pixels.
+
+        In big endian OW two pixels of 8 bits share a word, the second one in front: PS3.5 8.1.1 (Pixel Data
+        Encoding of Related Data Elements) fills words from the least significant byte.
+        """
+        if not self._instance.pixel_words or self.layout.bits_allocated > 8:
+            return self._read_native(offset, length)
+        begin = offset & ~1
+        end = min((offset + length + 1) & ~1, self._instance.pixel_length & ~1)
+        words = bytearray(self._read_native(begin, end - begin))
+        words[0::2], words[1::2] = words[1::2], words[0::2]
+        return bytes(words[offset - begin : offset - begin + length])
 
     def _read_encapsulated(self, index: int) -> bytes:
         instance = self._instance

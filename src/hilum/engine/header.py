@@ -46,8 +46,17 @@ FALLBACK_REASONS = {
     fast.STATUS_UNDEFINED_LENGTH: "undefined length outside of sequences and fragments",
 }
 
-_UID_CHARACTERS = frozenset(b"0123456789.ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_")
+_UID_CHARACTERS = b"0123456789.ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
 _INFLATE_CHUNK = 256 << 10
+_FLAG_PAIRS = (
+    (fast.FLAG_PART10, record.PART10),
+    (fast.FLAG_PIXELS_TRUNCATED, record.TRUNCATED),
+    (fast.FLAG_BIG_ENDIAN, record.BIG_ENDIAN),
+    (fast.FLAG_IMPLICIT_VR, record.IMPLICIT_VR),
+    (fast.FLAG_VALUE_LEFT, record.VALUE_LEFT),
+)
+_KNOWN_FLAGS = sum(theirs for theirs, _ in _FLAG_PAIRS)
+_FLAGS_OF = [sum(ours for theirs, ours in _FLAG_PAIRS if bits & theirs) for bits in range(_KNOWN_FLAGS + 1)]
 _WORD_WIDTH = {"US": 2, "SS": 2, "AT": 2, "UL": 4, "SL": 4, "FL": 4, "FD": 8, "SV": 8, "UV": 8}
 
 
@@ -156,16 +165,8 @@ def _judge(
     inflated: Inflated | None = None,
 ) -> Parsed:
     study, series, uid, _ = scan.uids
-    for value, tag, name in (
-        (uid, 0x00080018, "SOP Instance UID"),
-        (study, 0x0020000D, "Study Instance UID"),
-        (series, 0x0020000E, "Series Instance UID"),
-    ):
-        if not value:
-            raise BadDicom(f"not storable: there is no {name}", offset=scan.at, tag=tag)
-        if len(value) > UID_MAX or not _UID_CHARACTERS.issuperset(value):
-            shown = value[:80].decode("latin-1")
-            raise BadDicom(f"not storable: {name} {shown!r} is no UID", offset=scan.at, tag=tag)
+    if not (_is_uid(uid) and _is_uid(study) and _is_uid(series)):
+        raise _not_storable(scan)
     pixels = scan.pixels
     flags = _flags_of(scan)
     if pixels is not None and pixels[3]:
@@ -190,18 +191,26 @@ def _judge(
 
 def _flags_of(scan: fast.Header) -> int:
     """The flags of a head that the scan alone tells."""
-    found, flags = scan.flags, 0
-    if found & fast.FLAG_PART10:
-        flags |= record.PART10
-    if found & fast.FLAG_PIXELS_TRUNCATED:
-        flags |= record.TRUNCATED
-    if found & fast.FLAG_BIG_ENDIAN:
-        flags |= record.BIG_ENDIAN
-    if found & fast.FLAG_IMPLICIT_VR:
-        flags |= record.IMPLICIT_VR
-    if found & fast.FLAG_VALUE_LEFT:
-        flags |= record.VALUE_LEFT
-    return flags
+    return _FLAGS_OF[scan.flags & _KNOWN_FLAGS]
+
+
+def _is_uid(value: bytes) -> bool:
+    return 0 < len(value) <= UID_MAX and not value.translate(None, _UID_CHARACTERS)
+
+
+def _not_storable(scan: fast.Header) -> BadDicom:
+    study, series, uid, _ = scan.uids
+    for value, tag, name in (
+        (uid, 0x00080018, "SOP Instance UID"),
+        (study, 0x0020000D, "Study Instance UID"),
+        (series, 0x0020000E, "Series Instance UID"),
+    ):
+        if not value:
+            return BadDicom(f"not storable: there is no {name}", offset=scan.at, tag=tag)
+        if not _is_uid(value):
+            shown = value[:80].decode("latin-1")
+            return BadDicom(f"not storable: {name} {shown!r} is no UID", offset=scan.at, tag=tag)
+    raise AssertionError("all three are UIDs")
 
 
 def _syntax_found(flags: int) -> bytes:
@@ -344,7 +353,7 @@ def _parse_by_pydicom(scan: fast.Header, file: io.BufferedIOBase, total: int) ->
         raise refusal from None
     value = {number: record.raw_of(upper + own, number) for number in range(record.NUMBER_COUNT)}
     uids = [value[record.NUMBER_OF[tag]] for tag in (0x0020000D, 0x0020000E, 0x00080018)]
-    if not all(uids) or not all(len(u) <= UID_MAX and _UID_CHARACTERS.issuperset(u) for u in uids):
+    if not all(map(_is_uid, uids)):
         raise refusal
     pixels, truncated = _pixels_by_pydicom(dataset)
     flags = _flags_of(scan) & (record.PART10 | record.BIG_ENDIAN | record.IMPLICIT_VR) | record.BY_PYDICOM

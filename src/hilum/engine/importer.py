@@ -96,7 +96,7 @@ class Options(NamedTuple):
 def walk(
     paths: Iterable[str], on_failure: Callable[[Failure], None], *, leave_out: str = ""
 ) -> Iterator[list[bytes]]:
-    """Give the files under `paths`, a folder's at a time, sorted; links are followed, each folder counts once.
+    """Give the files under `paths`, folder by folder, sorted; links are followed, each folder counts once.
 
     The folder `leave_out` is passed over: the store itself may lie in what is imported.
     """
@@ -501,10 +501,8 @@ class _Helpers:
         for helper in self._helpers:
             assert helper.process.stdin is not None
             assert helper.process.stdout is not None
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 helper.process.stdin.close()
-            except BrokenPipeError:
-                pass
         for helper in self._helpers:
             assert helper.process.stdout is not None
             os.set_blocking(helper.process.stdout.fileno(), True)

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from blake3 import blake3
 from isal.isal_zlib import crc32
 
+from hilum._fastparse import FLAG_PIXEL_WORDS
 from hilum.engine import frametable, header, record
 from hilum.engine.header import Parsed
 from hilum.engine.packs import Place
@@ -110,7 +111,7 @@ class Prepared:
         self.table_length = len(table)
         self.payload = head_part + table if table else head_part
         self.blobs = blobs
-        self.pixels = _pixel_fields(parsed, inflated_holes or holes)
+        self.pixels = pixel_fields(parsed, inflated_holes or holes)
         self.journal: tuple[bytes, bytes] | None = None
         self.sinks: list[BlobSink] = []
         self.staged = False  # its blobs are appended, or need not be
@@ -127,15 +128,16 @@ class Prepared:
         self.sinks = []
 
 
-def _pixel_fields(parsed: Parsed, holes: Sequence[Hole]) -> tuple[int, int, int, int, bytes]:
-    """(tag, offset, length, CRC, digest) for the instance's index record."""
+def pixel_fields(parsed: Parsed, holes: Sequence[Hole]) -> tuple[int, int, int, int, bytes, bool]:
+    """(tag, offset, length, CRC, digest, words) for the instance's index record."""
     if parsed.pixels is None:
-        return 0, 0, 0, 0, b""
+        return 0, 0, 0, 0, b"", False
     tag, offset, length, _ = parsed.pixels
+    words = bool(parsed.scan.flags & FLAG_PIXEL_WORDS)
     for hole in holes:
         if hole.offset == offset:
-            return tag, offset, length, hole.crc, hole.digest
-    return tag, offset, length, 0, b""
+            return tag, offset, length, hole.crc, hole.digest, words
+    return tag, offset, length, 0, b"", words
 
 
 def prepare(data: memoryview, *, source: bytes = b"") -> Prepared:

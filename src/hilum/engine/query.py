@@ -52,7 +52,7 @@ class Key(NamedTuple):
 
 
 def parse_path(name: str) -> tuple[int, ...]:
-    """Tags of an attribute as a user names it: "PatientName", "00100010", "RequestAttributesSequence.00400009".
+    """Tags of an attribute as users name it: "PatientName", "00100010", "RequestAttributesSequence.00400009".
 
     Raises:
         BadQuery: no such keyword, or not a tag.

@@ -306,6 +306,7 @@ class Instance(NamedTuple):
     pixel_length: int  # of its value; 0 for none
     pixel_crc: int
     pixel_digest: bytes  # b"" when the value lies in the head, or there are none
+    pixel_words: bool  # big endian OW: see FrameReader
     transfer_syntax: bytes
     entries: bytes
 
@@ -314,6 +315,7 @@ _INSTANCE = Struct("<BBBBIQIIQQ32s")
 _PIXELS = Struct("<QQI")
 _PIXEL_TAGS = (0, 0x7FE00010, 0x7FE00008, 0x7FE00009)
 _PIXELS_IN_HEAD = 16
+_PIXELS_IN_WORDS = 32
 INSTANCE_VERSION = 1
 
 # The most common transfer syntaxes take one byte in a record, not twenty. Append only.
@@ -345,6 +347,8 @@ def pack_instance(instance: Instance) -> bytes:
     pixels = _PIXEL_TAGS.index(instance.pixel_tag)
     if pixels and not instance.pixel_digest:
         pixels |= _PIXELS_IN_HEAD
+    if instance.pixel_words:
+        pixels |= _PIXELS_IN_WORDS
     data = _INSTANCE.pack(
         INSTANCE_VERSION,
         instance.flags,
@@ -410,6 +414,7 @@ def unpack_instance(data: bytes) -> Instance:
         pixel_length,
         pixel_crc,
         pixel_digest,
+        bool(pixels & _PIXELS_IN_WORDS),
         syntax,
         data[at:],
     )

@@ -13,6 +13,7 @@ from isal.isal_zlib import crc32
 from hilum.engine import header, ledger, packs, record
 from hilum.engine.ledger import Ledger, Stored
 from hilum.engine.packs import Record
+from hilum.engine.prepare import pixel_fields
 from hilum.engine.record import Head, Instance
 from hilum.errors import Corrupt, HilumError
 
@@ -29,13 +30,7 @@ def instance_of(
 ) -> Instance:
     """The index's record of a stored head."""
     holes = head.inflated_holes if head.flags & record.DEFLATED else head.holes
-    tag = pixel_offset = pixel_length = pixel_crc = 0
-    digest = b""
-    if parsed.pixels is not None:
-        tag, pixel_offset, pixel_length, _ = parsed.pixels
-        for hole in holes:
-            if hole.offset == pixel_offset:
-                pixel_crc, digest = hole.crc, hole.digest
+    tag, pixel_offset, pixel_length, pixel_crc, pixel_digest, words = pixel_fields(parsed, holes)
     return Instance(
         flags=head.flags,
         container=container,
@@ -49,7 +44,8 @@ def instance_of(
         pixel_offset=pixel_offset,
         pixel_length=pixel_length,
         pixel_crc=pixel_crc,
-        pixel_digest=digest,
+        pixel_digest=pixel_digest,
+        pixel_words=words,
         transfer_syntax=head.transfer_syntax,
         entries=parsed.own,
     )
