@@ -150,6 +150,8 @@ def _parse_head(head: record.Head) -> Parsed:
         raise BadDicom(REASON_OF.get(status, f"status {status}"), offset=scan.at, tag=scan.tag)
     holes = [(hole.offset, hole.length, hole.tag) for hole in head.holes]
     parsed = _judge(scan, holes, inflated)
+    if (parsed.flags, parsed.data_set_at) == (head.flags, head.data_set_at):
+        return parsed
     return parsed._replace(flags=head.flags, data_set_at=head.data_set_at)
 
 

@@ -192,22 +192,21 @@ class _Rebuild:
             )
             for row in batch:
                 try:
-                    replay.enter(book, row)
+                    head = replay.enter(book, row)
                 except HilumError as failure:
                     self._problems.append(
                         f"pack {row.container}: record at byte {row.record.offset} left out: {failure}"
                     )
                     continue
-                if row.record.kind == packs.STORED:
-                    self._check_blobs(change, row)
+                if head is not None:
+                    self._check_blobs(change, row, head)
             book.finish()
         return sum(packs.RECORD_SIZE + row.record.length for row in batch)
 
-    def _check_blobs(self, change: Change, row: HeadRecord) -> None:
+    def _check_blobs(self, change: Change, row: HeadRecord, head: record.Head) -> None:
         """A head whose blob is nowhere stays findable, marked bad: sending the object again heals it."""
-        head = record.unpack_head(row.payload)
         for hole in head.holes:
-            if change.place(hole.digest) is None:
+            if change.get(b"places", hole.digest) is None:
                 self._problems.append(
                     f"pack {row.container}: head at byte {row.record.offset} names a blob that is in no pack"
                 )

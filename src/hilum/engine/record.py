@@ -243,7 +243,9 @@ def unpack_head(payload: bytes) -> Head:
         source=payload[holes_at - source_length : holes_at],
         holes=_unpack_holes(payload, holes_at, hole_count),
         head=payload[head_at : head_at + head_length],
-        inflated_holes=_unpack_holes(payload, inflated_holes_at, inflated_hole_count),
+        inflated_holes=_unpack_holes(payload, inflated_holes_at, inflated_hole_count)
+        if inflated_hole_count
+        else (),
         inflated=payload[head_at + head_length : end],
     )
 

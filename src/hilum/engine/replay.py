@@ -27,6 +27,7 @@ def instance_of(
     head_length: int,
     table_length: int,
     sequence: int,
+    identity: bytes,
 ) -> Instance:
     """The index's record of a stored head."""
     holes = head.inflated_holes if head.flags & record.DEFLATED else head.holes
@@ -39,7 +40,7 @@ def instance_of(
         table_length=table_length,
         sequence=sequence,
         original_length=head.original_length,
-        identity=record.identity_of(head.transfer_syntax, head.data_set_at, head.holes, head.head),
+        identity=identity,
         pixel_tag=tag,
         pixel_offset=pixel_offset,
         pixel_length=pixel_length,
@@ -92,8 +93,8 @@ def read_head_records(
 _READ = 4 << 20
 
 
-def enter(book: Ledger, row: HeadRecord) -> None:
-    """Enter one record.
+def enter(book: Ledger, row: HeadRecord) -> Head | None:
+    """Enter one record; return the head if it stores one.
 
     Raises:
         Corrupt: the record is whole, but its content makes no sense.
@@ -118,10 +119,12 @@ def enter(book: Ledger, row: HeadRecord) -> None:
                     head_length=head_length,
                     table_length=found.length - head_length,
                     sequence=found.sequence,
+                    identity=found.digest,  # the record's own name for what it holds
                 ),
             )
         )
-    elif found.kind == packs.DELETED:
+        return head
+    if found.kind == packs.DELETED:
         book.deleted(found.sequence, ledger.unpack_uids(row.payload))
     elif found.kind == packs.CONFLICT:
         book.conflict(found.sequence, row.payload)
@@ -129,6 +132,7 @@ def enter(book: Ledger, row: HeadRecord) -> None:
         book.bad_blobs(found.sequence)
     elif found.kind != packs.FOOTER:
         raise Corrupt(f"record of unknown kind {found.kind}")
+    return None
 
 
 def upper_of(read: Callable[[int, int, int], bytes], instance: Instance) -> bytes:
