@@ -511,6 +511,10 @@ cdef bint is_transfer_syntax(Scan* s, const char* uid, uint32_t length) noexcept
     return s.transfer_syntax_length == length and memcmp(s.transfer_syntax, uid, length) == 0
 
 
+cdef inline bint is_deflated(Scan* s) noexcept nogil:
+    return s.transfer_syntax_seen and is_transfer_syntax(s, b"1.2.840.10008.1.2.1.99", 22)
+
+
 cdef Status begin_data_set(Scan* s) noexcept nogil:
     """Settle the encoding at s.at, behind the File Meta Information, and enter the data set.
 
@@ -525,7 +529,7 @@ cdef Status begin_data_set(Scan* s) noexcept nogil:
     s.next_wanted = 0
     s.implicit = False
     s.big = False
-    if s.transfer_syntax_seen and is_transfer_syntax(s, b"1.2.840.10008.1.2.1.99", 22):
+    if is_deflated(s):
         return DEFLATED
     if s.total - s.at < 8:
         return DONE
@@ -662,14 +666,16 @@ cdef inline void pop(Scan* s) noexcept nogil:
 cdef Status read_start(Scan* s) noexcept nogil:
     cdef uint64_t size = s.total if s.total < 144 else 144
     cdef const uint8_t* p
-    if s.total < 8:
+    if s.known_count and s.known[0].offset < size:
+        size = s.known[0].offset        # a head has no more in front of its first hole
+    if size < 8:
         return NOT_DICOM
     if not in_window(s, size):
         return NEED
-    if s.total >= 132 and memcmp(s.data + 128, b"DICM", 4) == 0:
+    if size >= 132 and memcmp(s.data + 128, b"DICM", 4) == 0:
         s.flags |= PART10
         s.at = 132
-        if s.total - s.at < 8:
+        if size - s.at < 8:
             s.tag = 0
             return TRUNCATED
     elif not begins_like_a_data_set(s):
@@ -727,7 +733,7 @@ cdef Status read_elements(Scan* s) noexcept nogil:
 
         if s.phase != DATA_SET:
             if s.phase == META and (tag >> 16) != 0x0002:
-                if (tag >> 16) == 0x0000 and s.at != 0:
+                if (tag >> 16) == 0x0000 and s.at != 0 and not is_deflated(s):
                     s.phase = COMMAND
                     s.implicit = True
                 else:

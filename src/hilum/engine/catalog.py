@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from blake3 import blake3
+
 from hilum.engine import keys, record
 from hilum.engine.index import INSTANCE_KEY, SERIES_KEY, U32, Change
 from hilum.engine.record import Patient, Series, Study
@@ -16,6 +18,9 @@ _UID = record.NUMBER_OF[0x00080018]
 _PATIENT_ID = record.NUMBER_OF[0x00100020]
 _ISSUER = record.NUMBER_OF[0x00100021]
 _MODALITY = record.NUMBER_OF[0x00080060]
+
+PATIENT_KEY_MAX = 440  # bytes of Patient ID and issuer in a key; of a longer one the end is a digest
+DIGEST_SIZE = 32
 
 
 def uid_of(instance_record: bytes) -> bytes:
@@ -33,7 +38,10 @@ def patient_key(entries: bytes, study_uid: bytes) -> bytes:
     if not identifier:
         return b"\1" + study_uid
     issuer = record.text_of(entries, _ISSUER).strip()
-    return b"\2" + keys.key_text(identifier) + b"\0" + issuer.encode("utf-8", "surrogatepass")[:64]
+    key = keys.whole_text(identifier) + b"\0" + issuer.encode("utf-8", "surrogatepass")
+    if len(key) > PATIENT_KEY_MAX:  # two that begin alike are still two
+        key = key[: PATIENT_KEY_MAX - DIGEST_SIZE] + blake3(key).digest()
+    return b"\2" + key
 
 
 class _OpenSeries:
@@ -320,7 +328,8 @@ class Catalog:
     def _upper_of_donor(self, study: _OpenStudy, donor: bytes) -> bytes | None:
         """The study donor's upper entries; None where they are what the study has already."""
         for series in study.series.values():
-            if series.donor == donor and series.donor_upper is not None:
+            # A series that is empty now had it once: what it knows of its donor is of bytes that are gone.
+            if series.count and series.donor == donor and series.donor_upper is not None:
                 return series.donor_upper
         if study.before is not None and study.before.donor == donor:
             return None

@@ -55,7 +55,12 @@ _LINE = re.compile(rb"\n([0-9a-f]{2})([^\n]*)")
 
 def key_text(text: str) -> bytes:
     """A normal form as it stands in a key: cut, since whoever finds it compares the record too."""
-    return text.encode("utf-8", "surrogatepass")[:_TEXT_MAX].replace(b"\0", b" ")
+    return whole_text(text)[:_TEXT_MAX]
+
+
+def whole_text(text: str) -> bytes:
+    """The same, not cut."""
+    return text.encode("utf-8", "surrogatepass").replace(b"\0", b" ")
 
 
 def key_prefix(field: int, text: bytes) -> bytes:

@@ -93,10 +93,14 @@ def parse_keys(pairs: Iterable[tuple[str, str]]) -> list[Key]:
     return found
 
 
+# Takes the SOP Instance UID of a stored instance and an entry's number; gives what was too long for the index.
+ReadLeft = Callable[[bytes, int], list[Value]]
+
+
 class Row:
     """One patient, study, series or instance that matched."""
 
-    __slots__ = ("_entries", "_read_left", "computed", "key", "level")
+    __slots__ = ("_donors", "_entries", "_read_left", "computed", "key", "level")
 
     def __init__(
         self,
@@ -104,21 +108,23 @@ class Row:
         key: bytes,
         entries: Sequence[bytes],
         computed: dict[int, list[Value]],
-        read_left: Callable[[Row, int], list[Value]],
+        read_left: ReadLeft,
+        donors: Sequence[bytes] = (),
     ) -> None:
         self.level = level
         self.key = key  # of the record at this level
         self.computed = computed
+        self._donors = donors  # SOP Instance UIDs of those whose entries these are; an instance has its own
         self._entries = entries  # from the row's own level up
         self._read_left = read_left
 
     def values(self, number: int) -> list[Value]:
         """The values of an indexed attribute, wherever between this level and the patient it is."""
-        for entries in self._entries:
+        for level, entries in enumerate(self._entries):
             try:
                 values = record.values_of(entries, number)
             except record.LeftInHead:
-                return self._read_left(self, number)
+                return self._read_left(self._donor(level), number)
             except BadDicom:
                 return []
             if values:
@@ -133,6 +139,16 @@ class Row:
             number = _NUMBER.get(tag)
             values = self.values(number) if number is not None else []
         return "\\".join("" if value is None else str(value) for value in values)
+
+    @property
+    def donor(self) -> bytes:
+        """SOP Instance UID of the instance that speaks for the row."""
+        return self._donor(0)
+
+    def _donor(self, level: int) -> bytes:
+        if self.level == INSTANCE:
+            level -= 1
+        return self._donors[level] if level >= 0 else record.raw_of(self._entries[0], _SOP_UID)
 
     @property
     def uid(self) -> str:
@@ -196,7 +212,7 @@ class Query:
         snapshot: Snapshot,
         level: int,
         wanted: Sequence[Key],
-        read_left: Callable[[Row, int], list[Value]],
+        read_left: ReadLeft,
     ) -> None:
         self._snapshot = snapshot
         self._level = level
@@ -214,7 +230,8 @@ class Query:
         Without an order: studies newest first (equal moments by UID), series and instances by their
         numbers, patients by ID. It never depends on the order of arrival.
         """
-        found = self._patients() if self._level == PATIENT else self._below_studies(bool(order))
+        # Sorted before it is sorted: rows that `order` finds equal stand as they would without it.
+        found = self._patients() if self._level == PATIENT else self._below_studies()
         if order:
             rows = list(found)
             for number, descending in reversed(order):
@@ -234,8 +251,8 @@ class Query:
 
     # Studies.
 
-    def _below_studies(self, unordered: bool) -> Iterator[Row]:
-        for number, study in self._studies(unordered):
+    def _below_studies(self) -> Iterator[Row]:
+        for number, study in self._studies(unordered=False):
             if self._level == STUDY:
                 if self._has_below(number):
                     yield self._study_row(number, study)
@@ -248,10 +265,11 @@ class Query:
                     continue
                 for instance_key, instance in self._instances_of(key, in_order=True):
                     entries = (instance.entries, series.entries, study.entries)
-                    yield Row(INSTANCE, instance_key, entries, {}, self._read_left)
+                    donors = (series.donor, study.donor)
+                    yield Row(INSTANCE, instance_key, entries, {}, self._read_left, donors)
 
-    def _studies(self, unordered: bool) -> Iterator[tuple[int, record.Study]]:
-        """The studies that match, newest first unless the caller sorts them anyway."""
+    def _studies(self, *, unordered: bool) -> Iterator[tuple[int, record.Study]]:
+        """The studies that match, newest first unless the caller needs no order."""
         plan = self._plan()
         if plan is None:
             candidates: Iterable[int] = self._by_date()
@@ -272,7 +290,7 @@ class Query:
         if value is None:
             return None
         study = record.unpack_study(value)
-        row = Row(STUDY, U32.pack(number), (study.entries,), {}, self._read_left)
+        row = Row(STUDY, U32.pack(number), (study.entries,), {}, self._read_left, (study.donor,))
         for key in self._study_keys:
             values: Sequence[Value] = study.modalities if key.number < 0 else row.values(key.number)
             if not key.match.matches(values):
@@ -292,7 +310,7 @@ class Query:
         found = []
         for key, value in self._snapshot.scan_prefix(b"series", U32.pack(study)):
             series = record.unpack_series(value)
-            row = Row(SERIES, key, (series.entries,), {}, self._read_left)
+            row = Row(SERIES, key, (series.entries,), {}, self._read_left, (series.donor,))
             if all(wanted.match.matches(row.values(wanted.number)) for wanted in self._series_keys):
                 found.append((key, series))
         if len(found) > 1:
@@ -335,7 +353,9 @@ class Query:
         if not self._wanted:
             numbers: Iterable[int] = [U32.unpack(key)[0] for key, _ in snapshot.scan(b"patients")]
         else:
-            numbers = {study.patient for number, study in self._studies(True) if self._has_below(number)}
+            numbers = {
+                study.patient for number, study in self._studies(unordered=True) if self._has_below(number)
+            }
         rows = []
         for number in numbers:
             value = snapshot.get(b"patients", U32.pack(number))
@@ -347,8 +367,9 @@ class Query:
                 0x00201202: [patient.series_count],
                 0x00201204: [patient.instance_count],
             }
-            rows.append(Row(PATIENT, U32.pack(number), (patient.entries,), computed, self._read_left))
-        rows.sort(key=lambda row: (row.text(0x00100020), row.text(0x00100021), row.key))
+            donors = (patient.donor,)
+            rows.append(Row(PATIENT, U32.pack(number), (patient.entries,), computed, self._read_left, donors))
+        rows.sort(key=lambda row: (row.text(0x00100020), row.text(0x00100021), row.donor))
         return iter(rows)
 
     # Rows.
@@ -359,11 +380,12 @@ class Query:
             0x00201206: [study.series_count],
             0x00201208: [study.instance_count],
         }
-        return Row(STUDY, U32.pack(number), (study.entries,), computed, self._read_left)
+        return Row(STUDY, U32.pack(number), (study.entries,), computed, self._read_left, (study.donor,))
 
     def _series_row(self, key: bytes, series: record.Series, study: record.Study) -> Row:
         computed: dict[int, list[Value]] = {0x00201209: [series.instance_count]}
-        return Row(SERIES, key, (series.entries, study.entries), computed, self._read_left)
+        donors = (series.donor, study.donor)
+        return Row(SERIES, key, (series.entries, study.entries), computed, self._read_left, donors)
 
     # Plans.
 

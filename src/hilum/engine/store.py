@@ -29,6 +29,7 @@ from hilum.engine.writer import Outcome, Policy, Result, Writer
 from hilum.errors import BadDicom, BadQuery, Conflict, Corrupt, NotFound, ReadOnly
 
 _CHUNK = 1 << 20
+_NO_TEXT_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "UN"))
 
 
 class Ingested(NamedTuple):
@@ -340,18 +341,27 @@ class Store:
             yield self._packs.read(BLOB_KINDS, place.container, place.offset + at, size)
 
     def row_values(self, row: query.Row, path: tuple[int, ...]) -> list[Value]:
-        """Any attribute of a row: out of the index, else out of the head of its first instance."""
+        """Any attribute of a row: out of the index, else out of the head of the instance that speaks for it.
+
+        Raises:
+            BadQuery: it is a sequence or binary, or lies in a sequence that is not indexed.
+        """
+        return self._row_element(row, path)[1]
+
+    def _row_element(self, row: query.Row, path: tuple[int, ...]) -> tuple[str, list[Value]]:
         if len(path) == 1 and path[0] in row.computed:
-            return row.computed[path[0]]
+            return query.COMPUTED[path[0]][0], row.computed[path[0]]
         number = query.entry_number(path)
         if number is not None:
-            return row.values(number)
+            return record.VR_OF[number], row.values(number)
         if len(path) > 1:
             raise BadQuery("attributes inside sequences can't be included yet")
-        with self._index.read() as snapshot:
-            for _, instance in instances_under(snapshot, row):
-                return read_element(self, instance, path[0])
-        return []
+        vr = dictionary.vr_of(path[0])
+        if vr in _NO_TEXT_VRS and vr != "UN":
+            name = dictionary.keyword_of(path[0]) or dictionary.format_tag(path[0])
+            raise BadQuery(f"{name} is {vr}, and only text and numbers can be included")
+        found, values = self._read_element(row.donor, path[0])
+        return found or vr, values
 
     def row_text(self, row: query.Row, path: tuple[int, ...]) -> str:
         """The same as text, values joined by backslashes."""
@@ -361,9 +371,9 @@ class Store:
         """A row as DICOM JSON, PS3.18 F.2, with the attributes in `include` beside those of its level."""
         document = row.to_json(include)
         for path in include:
-            if json.key(path[-1]) not in document:
-                vr = dictionary.vr_of(path[-1])
-                document[json.key(path[-1])] = json.element(vr, self.row_values(row, path))
+            # Indexed attributes of a sequence stand in it, where the row has it.
+            if json.key(path[0]) not in document and (len(path) == 1 or query.entry_number(path) is None):
+                document[json.key(path[-1])] = json.element(*self._row_element(row, path))
         return dict(sorted(document.items()))
 
     def stats(self) -> dict[str, int]:
@@ -401,12 +411,16 @@ class Store:
             raise BadQuery("delete needs a key that narrows it down; to empty a store, remove its folder")
         return self.writer.delete(self.find_uids(level, pairs))
 
-    def _read_left(self, row: query.Row, number: int) -> list[Value]:
-        """An attribute that was too long for the index, out of the head of the row's first instance."""
-        with self._index.read() as snapshot:
-            for _, instance in instances_under(snapshot, row):
-                return read_element(self, instance, record.TAG_OF[number])
-        return []
+    def _read_left(self, uid: bytes, number: int) -> list[Value]:
+        """An attribute that was too long for the index, out of the head of this instance."""
+        return self._read_element(uid, record.TAG_OF[number])[1]
+
+    def _read_element(self, uid: bytes, tag: int) -> tuple[str, list[Value]]:
+        try:
+            instance = self.locate(uid.decode("latin-1")).instance
+        except NotFound:
+            return "", []  # gone since its row was read
+        return read_element(self, instance, tag)
 
 
 def _ingested(prepared: Prepared, outcome: Outcome) -> Ingested:
@@ -460,8 +474,8 @@ def original_pieces(head: Head, read_blob: Callable[[bytes, int], Iterator[bytes
     yield head.head[at:]
 
 
-def read_element(store: Store, instance: Instance, tag: int) -> list[Value]:
-    """The values of any element of a stored head, read by pydicom."""
+def read_element(store: Store, instance: Instance, tag: int) -> tuple[str, list[Value]]:
+    """(VR, values) of any element of a stored head, read by pydicom; ("", []) where there is none."""
     import warnings
 
     import pydicom
@@ -471,10 +485,21 @@ def read_element(store: Store, instance: Instance, tag: int) -> list[Value]:
         file = OriginalFile(store.read_head(instance), store.read_blob)
         with contextlib.suppress(Exception):  # pydicom raises many kinds; then there is no value
             element = pydicom.dcmread(file, force=True, specific_tags=[tag], defer_size=1024).get(tag)
-            if element is not None and element.VM:
+            if element is not None:
+                vr = str(element.VR)
+                if vr in _NO_TEXT_VRS or not element.VM:
+                    return vr, []
                 values = element.value if element.VM > 1 else [element.value]
-                return [value if isinstance(value, int | float | str) else str(value) for value in values]
-    return []
+                return vr, [_plain(value) for value in values]
+    return "", []
+
+
+def _plain(value: object) -> Value:
+    """A value of pydicom's as one of ours: without its own classes of numbers, names and dates."""
+    for kind in (int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return str(value)
 
 
 class OriginalFile(io.RawIOBase):

@@ -215,7 +215,10 @@ class _Verify:
         if original_crc(head) != head.original_crc:
             raise Corrupt("head and blobs do not give the original back")
         for hole in head.holes:
-            if hole.digest in bad or snapshot.place(hole.digest) is None:
+            place = snapshot.place(hole.digest)
+            if place is None:
+                self._bad_places.append(hole.digest)
+            if place is None or hole.digest in bad:
                 self._problem("a bulk value is lost or damaged", name, "send the object again")
 
     # Head packs against the index.
@@ -319,6 +322,8 @@ class _Verify:
     def _mark(self) -> None:
         with self._store.folder.commit_lock(), self._store.index.write() as change:
             for digest in self._bad_places:
+                # The import journal is not trusted while anything is in this table.
+                change.put(b"bad", digest, b"")
                 place = change.place(digest)
                 if place is not None:
                     value = pack_place(place.container, place.offset, place.length, bad=True)

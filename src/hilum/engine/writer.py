@@ -24,7 +24,7 @@ from hilum.engine import header, ledger, packs, record, replay
 from hilum.engine.folder import CommitLock, Folder
 from hilum.engine.index import BlobPlace, Change, Index, PackState, Snapshot
 from hilum.engine.ledger import Ledger, Stored, Verdict
-from hilum.engine.packs import BULK_PACK, HEAD_PACK, PackFile, PackReader, PackWriter, Place
+from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK, PackFile, PackReader, PackWriter, Place
 from hilum.engine.prepare import Prepared
 from hilum.engine.record import Instance
 from hilum.errors import Corrupt, HilumError, StoreBroken
@@ -282,7 +282,8 @@ class Writer:
                     continue
                 if known is not None:
                     self._healed[blob.digest] = known
-                self._places[blob.digest] = sink.finish()
+                place = self._places[blob.digest] = sink.finish()
+                self._sealed[place.container] = PackState(FILE_PACK, True, place.offset + place.length)
         prepared.sinks = []
 
     # Decisions, under the commit lock.
@@ -313,7 +314,10 @@ class Writer:
             if there is None:
                 result = Result.STORED
             elif there[0] == prepared.identity:
-                healed = bad or any(blob.digest in self._healed for blob in prepared.blobs)
+                # A blob of a stored object is appended only when it was lost or damaged.
+                healed = bad or (
+                    uid not in group and any(blob.digest in self._places for blob in prepared.blobs)
+                )
                 result = Result.HEALED if healed else Result.DUPLICATE
             else:
                 result = Result.REPLACED if policy == Policy.REPLACE else Result.CONFLICT
@@ -386,12 +390,16 @@ class Writer:
         last: int,
     ) -> None:
         """The one index transaction of a group; none where there is nothing to enter."""
-        if not (self._places or numbered or verdicts or any(found.journal is not None for found in objects)):
+        journalled = any(prepared.journal is not None for prepared in objects)
+        if not (self._places or self._sealed or numbered or verdicts or journalled):
             return
         with self._index.write() as change:
             book = Ledger(change, self._read_upper)
             for digest, place in self._places.items():
                 book.blob(digest, place.container, place.offset, place.length)
+            if change.count(b"bad"):
+                for digest in self._places:
+                    change.delete(b"bad", digest)
             for index, prepared, fresh, place, sequence in numbered:
                 key = book.stored(
                     Stored(
