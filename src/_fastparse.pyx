@@ -53,6 +53,7 @@ cdef enum:
     HEAD_MAX = 67108864             # 64 MiB: what is no hole is kept in memory by all who read it
     DEPTH_MAX = 512                 # our bound; the Standard sets none
     HOLE_COUNT_MAX = 4096           # values past this many stay in the head
+    INFLATED_HOLE_COUNT_MAX = 255   # and past this many in an inflated one: its record counts them in a byte
     FRAGMENT_COUNT_MAX = 2097152    # 32 MiB of our own memory, and much more in Python's hands
     UNDEFINED = 0xFFFFFFFF          # PS3.5 7.1.1, Data Element Fields: Value Length
     ITEM = 0xFFFEE000
@@ -239,6 +240,7 @@ cdef struct Scan:
     uint64_t hole_bytes     # sum of the lengths of holes
     Hole* holes
     uint32_t hole_count
+    uint32_t hole_count_max
     uint32_t hole_room
     Hole* known             # when a head is scanned: the holes that were taken out of it, ascending
     uint32_t known_count
@@ -339,10 +341,10 @@ cdef inline uint64_t limit_of(Scan* s) noexcept nogil:
 
 
 cdef bint add_hole(Scan* s, uint64_t offset, uint64_t length, uint32_t tag) noexcept nogil:
-    """Remember a hole. False only when memory is out; past HOLE_COUNT_MAX the value stays in the head."""
+    """Remember a hole. False only when memory is out; past hole_count_max the value stays in the head."""
     cdef Hole* grown
     cdef uint32_t room
-    if s.hole_count == HOLE_COUNT_MAX:
+    if s.hole_count >= s.hole_count_max:
         return True
     if s.hole_count == s.hole_room:
         room = s.hole_room * 2 if s.hole_room else 4
@@ -726,6 +728,8 @@ cdef Status read_elements(Scan* s) noexcept nogil:
                 s.data_set_at = s.at
             return DONE
         if not in_window(s, 8 - HILUM_PLANTED):
+            if s.phase == META and s.known_next < s.known_count and s.known[s.known_next].offset == s.at:
+                return begin_data_set(s)    # the head of a deflated file: all behind this is a hole
             return NEED
         p = s.data + (s.at - s.base)
         tag = tag_at(p, s.big)
@@ -1004,6 +1008,7 @@ cdef class Header:
         s.implicit = s.big = s.transfer_syntax_seen = s.pixel_encapsulated = False
         s.hole_bytes = 0
         s.holes, s.hole_count, s.hole_room = NULL, 0, 0
+        s.hole_count_max = HOLE_COUNT_MAX
         s.known, s.known_count, s.known_next = NULL, 0, 0
         s.fragments, s.fragment_count, s.fragment_room = NULL, 0, 0
         s.bulk_tag, s.bulk_at = 0, 0
@@ -1062,6 +1067,7 @@ cdef class Header:
         s.at, s.total, s.phase, s.data_set_at = 0, total, DATA_SET, 0
         s.implicit = s.big = False
         s.depth = s.hole_count = s.fragment_count = s.known_count = 0
+        s.hole_count_max = INFLATED_HOLE_COUNT_MAX
         s.hole_bytes = 0
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -37,6 +38,9 @@ def common_options(command: F) -> F:
 
 def run(cli: click.Group, args: list[str] | None) -> Any:
     """Run the group; turn Hilum's errors into one line and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names and paths may hold what its encoding can't say
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = cli.main(args=args, prog_name="hilum", standalone_mode=False)
     except click.exceptions.Abort:
@@ -84,6 +88,30 @@ def parse_pairs(words: Iterable[str]) -> list[tuple[str, str]]:
             raise click.UsageError(f"{word!r} is not of the form KEY=VALUE")
         pairs.append((name, text))
     return pairs
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on a line of its own."""
+    import orjson
+
+    try:
+        data = orjson.dumps(document)
+    except TypeError:  # something that it refuses, but that a data set or a file name may hold
+        data = orjson.dumps(_sayable(document))
+    click.echo(data)
+
+
+def _sayable(document: Any) -> Any:
+    """Integers of more than 64 bits as text, as PS3.18 F.2.3 allows; text without half surrogates."""
+    if isinstance(document, dict):
+        return {_sayable(key): _sayable(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [_sayable(value) for value in document]
+    if isinstance(document, str):
+        return document.encode("utf-8", "replace").decode()
+    if isinstance(document, int) and not -(1 << 63) <= document < 1 << 64:
+        return str(document)
+    return document
 
 
 def human_bytes(count: float) -> str:
@@ -140,6 +168,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a line to standard error without breaking the bar."""
+        line = _printable(line)  # names of files are anybody's
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:

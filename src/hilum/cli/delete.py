@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-import orjson
 
 from hilum.cli import common
 
@@ -25,6 +24,6 @@ def command(level: str, pairs: tuple[str, ...], store_path: str, as_json: bool, 
     with common.open_store(store_path) as store:
         count = store.delete(level, common.parse_pairs(pairs))
     if as_json:
-        click.echo(orjson.dumps({"deleted": count}))
+        common.print_json({"deleted": count})
     else:
         click.echo(f"{count:,} instances deleted")

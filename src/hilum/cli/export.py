@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import click
-import orjson
 
 from hilum.cli import common
 from hilum.errors import HilumError
@@ -55,7 +54,7 @@ def command(dest: str, pairs: tuple[str, ...], store_path: str, as_json: bool, v
                 except (HilumError, OSError) as failure:
                     failed += 1
                     if as_json:
-                        click.echo(orjson.dumps({"failed": uid, "reason": str(failure)}))
+                        common.print_json({"failed": uid, "reason": str(failure)})
                     else:
                         progress.say(f"{uid}: {failure}")
                 seconds = time.monotonic() - begin
@@ -71,7 +70,7 @@ def command(dest: str, pairs: tuple[str, ...], store_path: str, as_json: bool, v
             "present": present,
         }
         found |= {"failed": failed, "bytes": size, "seconds": round(seconds, 3)}
-        click.echo(orjson.dumps(found))
+        common.print_json(found)
     else:
         click.echo(
             f"{written:,} files written, {present:,} were there, {failed:,} failed; "

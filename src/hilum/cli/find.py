@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-import orjson
 
 from hilum.cli import common
 
@@ -85,7 +84,7 @@ def command(
         rows = store.find_iter(level, common.parse_pairs(pairs), limit=limit, offset=offset, order=order)
         if as_json:
             for row in rows:
-                click.echo(orjson.dumps(store.row_json(row, wanted)))
+                common.print_json(store.row_json(row, wanted))
             return
         columns = list(_COLUMNS[level])
         for path in wanted:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-import orjson
 
 from hilum.cli import common
 from hilum.errors import NotFound
@@ -58,6 +57,6 @@ def command(
             "transfer_syntax": syntax,
             "file": output,
         }
-        click.echo(orjson.dumps(found))
+        common.print_json(found)
     elif output != "-":
         click.echo(f"{output}: {len(data):,} bytes{', stored as ' + syntax if raw else ''}")

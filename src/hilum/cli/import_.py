@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import click
-import orjson
 
 from hilum.cli import common
 
@@ -46,12 +45,14 @@ def command(
         hilum import /archive StudyDate=20240101-20241231 Modality=CT --jobs 2
     """
     from hilum.engine.importer import Counts, Failure, Options, import_paths
+    from hilum.engine.query import parse_keys
     from hilum.engine.writer import Policy
 
     paths = [word for word in words if not _KEY.match(word) or os.path.lexists(word)]
     keys = common.parse_pairs(word for word in words if _KEY.match(word) and not os.path.lexists(word))
     if not paths:
         raise click.UsageError("name at least one file or folder")
+    parse_keys(keys)  # before there is a store
     policy = Policy.REPLACE if on_conflict == "replace" else Policy.KEEP_FIRST
     options = Options(tuple(keys), policy, jobs or min(4, os.cpu_count() or 1))
     begin = time.monotonic()
@@ -61,7 +62,7 @@ def command(
 
     def on_failure(failure: Failure) -> None:
         if as_json:
-            click.echo(orjson.dumps(_failure(failure)))
+            common.print_json(_failure(failure))
         elif failure.kind == "failed" or verbose:
             at = f" at byte {failure.offset}, tag ({failure.tag >> 16:04X},{failure.tag & 0xFFFF:04X})"
             progress.say(f"{failure.path}: {failure.reason}{at if failure.tag else ''}")
@@ -87,7 +88,9 @@ def command(
         progress.close()
     seconds = time.monotonic() - begin
     if as_json:
-        click.echo(orjson.dumps(_summary(counts, seconds, with_skipped=bool(keys))))
+        if keys:
+            common.print_json({"skipped": counts.skipped})
+        common.print_json(_summary(counts, seconds))
     else:
         _print_summary(counts, seconds, verbose)
     if interrupted:
@@ -136,8 +139,8 @@ def _failure(failure: Any) -> dict[str, Any]:
     }
 
 
-def _summary(counts: Any, seconds: float, *, with_skipped: bool) -> dict[str, Any]:
-    found = {
+def _summary(counts: Any, seconds: float) -> dict[str, Any]:
+    return {
         "files": counts.files,
         "stored": counts.stored,
         "duplicates": counts.duplicates,
@@ -147,7 +150,6 @@ def _summary(counts: Any, seconds: float, *, with_skipped: bool) -> dict[str, An
         "bytes": counts.bytes,
         "seconds": round(seconds, 3),
     }
-    return {**found, "skipped": counts.skipped} if with_skipped else found
 
 
 def _print_summary(counts: Any, seconds: float, verbose: bool) -> None:

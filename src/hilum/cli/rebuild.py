@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import click
-import orjson
 
 from hilum.cli import common
 
@@ -37,14 +36,14 @@ def command(store_path: str, as_json: bool, verbose: bool) -> int:
     seconds = time.monotonic() - begin
     if as_json:
         for problem in found.problems:
-            click.echo(orjson.dumps({"problem": problem}))
+            common.print_json({"problem": problem})
         document: dict[str, float] = {
             "instances": found.instances,
             "blobs": found.blobs,
             "packs": found.packs,
         }
         document |= {"problems": len(found.problems), "seconds": round(seconds, 3)}
-        click.echo(orjson.dumps(document))
+        common.print_json(document)
     else:
         for problem in found.problems:
             click.echo(problem, err=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 
 import click
-import orjson
 
 from hilum.cli import common
 from hilum.errors import BadDicom
@@ -34,9 +33,11 @@ def command(uid: str, store_path: str, as_json: bool, verbose: bool) -> None:
                     bulk_data_element_handler=lambda element: f"bulkdata/{int(element.tag):08X}",
                     suppress_invalid_tags=True,
                 )
-                click.echo(orjson.dumps(document))
-                return
-            text = f"{dataset.file_meta}\n{dataset}" if verbose else str(dataset)
+            else:
+                text = str(dataset)
         except Exception as failure:  # pydicom raises many kinds for values that can't be decoded
             raise BadDicom(f"pydicom can't show this data set: {failure}") from None
-    click.echo(text)
+    if as_json:
+        common.print_json(document)
+    else:
+        click.echo(text)

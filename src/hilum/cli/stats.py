@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-import orjson
 
 from hilum.cli import common
 
@@ -22,7 +21,7 @@ def command(store_path: str, as_json: bool, verbose: bool) -> None:
         found = store.stats()
         tables = store.index.table_bytes() if verbose else {}
     if as_json:
-        click.echo(orjson.dumps({**found, "tables": tables} if verbose else found))
+        common.print_json({**found, "tables": tables} if verbose else found)
         return
     for name, value in found.items():
         shown = common.human_bytes(value) if name.endswith("bytes") else f"{value:,}"

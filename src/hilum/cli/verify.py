@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
-import orjson
 
 from hilum.cli import common
+from hilum.errors import ReadOnly
+
+if TYPE_CHECKING:
+    from hilum.api import Store
 
 
 @click.command("verify")
@@ -32,7 +36,7 @@ def command(quick: bool, no_mark: bool, store_path: str, as_json: bool, verbose:
 
     def on_problem(problem: Problem) -> None:
         if as_json:
-            click.echo(orjson.dumps(problem._asdict()))
+            common.print_json(problem._asdict())
         else:
             progress.say(f"{problem.where}: {problem.what}; to mend it, {problem.mend}")
 
@@ -41,16 +45,24 @@ def command(quick: bool, no_mark: bool, store_path: str, as_json: bool, verbose:
         progress.update(done, total, f"{common.human_bytes(done)}, {common.human_bytes(rate)}/s")
 
     try:
-        with common.open_store(store_path, read_only=no_mark) as store:
+        with _open(store_path, no_mark=no_mark) as store:
             found = verify(store, quick=quick, on_problem=on_problem, on_progress=on_progress)
     finally:
         progress.close()
     seconds = time.monotonic() - begin
     if as_json:
-        click.echo(orjson.dumps({**found._asdict(), "seconds": round(seconds, 3)}))
+        common.print_json({**found._asdict(), "seconds": round(seconds, 3)})
     else:
         click.echo(
             f"{found.instances:,} instances, {found.blobs:,} blobs, {common.human_bytes(found.bytes)} read "
             f"in {seconds:.1f} s: {found.problems or 'no'} problem{'s' if found.problems != 1 else ''}"
         )
     return common.FAILED if found.problems else 0
+
+
+def _open(path: str, *, no_mark: bool) -> Store:
+    """For writing, so that marks can be left; for reading where nothing can be written anyway."""
+    try:
+        return common.open_store(path, read_only=no_mark)
+    except ReadOnly:
+        return common.open_store(path, read_only=True)

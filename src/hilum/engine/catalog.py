@@ -44,6 +44,15 @@ def patient_key(entries: bytes, study_uid: bytes) -> bytes:
     return b"\2" + key
 
 
+def patient_entries(entries: bytes) -> bytes:
+    """Those of a study's entries that are its patient's."""
+    return b"".join(
+        record.entry_bytes(found, flags, raw)
+        for found, flags, raw in record.split_entries(entries)
+        if record.LEVEL_OF[found] in (0, record.PATIENT)
+    )
+
+
 class _OpenSeries:
     """A series that this change touches."""
 
@@ -269,11 +278,6 @@ class Catalog:
             donor, entries = min(donors)
         elif donors and (not donor or min(donors)[0] <= donor):
             donor, entries = min(donors)
-        own = b"".join(
-            record.entry_bytes(found, flags, raw)
-            for found, flags, raw in record.split_entries(entries)
-            if record.LEVEL_OF[found] in (0, record.PATIENT)
-        )
         after = Patient(
             studies,
             patient.series_count + sum(s.series_count for s in here) - sum(s.series_count for s in gone),
@@ -282,7 +286,7 @@ class Catalog:
             - sum(s.instance_count for s in gone),
             patient.byte_count + sum(s.byte_count for s in here) - sum(s.byte_count for s in gone),
             donor,
-            own,
+            patient_entries(entries),
         )
         change.put(b"patients", key, record.pack_patient(after))
 

@@ -39,7 +39,7 @@ class Folder:
         self.read_only = read_only
         if create and not read_only:
             self._make_folder()
-        self._lock = self._take_lock(alone=alone)
+        self._lock = self._take_lock(alone=alone, create=create)
         try:
             if create and not read_only and not os.path.exists(self._file("CURRENT")):
                 self._create()
@@ -106,9 +106,11 @@ class Folder:
                     continue
                 with contextlib.suppress(OSError):
                     fd = os.open(entry.path, os.O_RDWR | os.O_CLOEXEC)
-                    if lock_file(fd):
-                        os.unlink(entry.path)
-                    os.close(fd)
+                    try:
+                        if lock_file(fd):
+                            os.unlink(entry.path)
+                    finally:
+                        os.close(fd)
 
     def make_room(self) -> None:
         """Give the ballast up if the disk is full, so that what frees space can be written down."""
@@ -146,9 +148,11 @@ class Folder:
         except OSError as failure:
             raise ReadOnly(f"{self.path} can't be made: {failure.strerror}") from failure
 
-    def _take_lock(self, *, alone: bool) -> int:
+    def _take_lock(self, *, alone: bool, create: bool) -> int:
         path = self._file("lock")
-        flags = os.O_RDONLY if self.read_only else os.O_RDWR | os.O_CREAT
+        flags = os.O_RDONLY if self.read_only else os.O_RDWR
+        if not self.read_only and (create or os.path.exists(self._file("STORE"))):
+            flags |= os.O_CREAT  # a folder that is no store stays as it is
         try:
             fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:
@@ -177,8 +181,7 @@ class Folder:
         with gate:
             if os.path.exists(self._file("CURRENT")):
                 return
-            identity = self._file("STORE")
-            if os.path.exists(identity) and os.path.isdir(self.packs) and os.listdir(self.packs):
+            if os.path.isdir(self.packs) and os.listdir(self.packs):
                 raise StoreMissing(f"{self.path} has packs but no index. Run: hilum rebuild")
             try:
                 strange = [

@@ -133,8 +133,13 @@ class FrameReader:
         at = instance.offset + instance.head_length + index * FRAME_ENTRY.size
         entry = self._packs.read((HEAD_PACK,), instance.container, at, FRAME_ENTRY.size)
         offset, length, crc, form = FRAME_ENTRY.unpack(entry)
+        # The entry has no checksum of its own, so it must make sense: no frame begins where the offset
+        # table's item does, none ends behind the value, and item headers are there or not as it says.
+        if not 0 < offset <= instance.pixel_length - length:
+            raise Corrupt(f"the table entry of frame {index + 1} is damaged; run: hilum verify")
         data = self._read_value(offset, length)
-        if crc32(data) != crc:
+        with_items = data[:4] in (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+        if crc32(data) != crc or with_items != (form == frametable.WITH_ITEMS):
             raise Corrupt(f"frame {index + 1} is not what came in; run: hilum verify")
         if form == frametable.WITH_ITEMS:
             return frametable.strip_items(data, big_endian=bool(instance.flags & record.BIG_ENDIAN))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HEAD_MAX = fast.HEAD_BYTES_MAX  # bytes of a head: a data set with more outside its bulk values is refused
 INFLATED_MAX = 4 << 30  # bytes of an inflated data set
-FALLBACK_MAX = 16 << 20  # bytes of a file that pydicom is asked to read
+FALLBACK_MAX = 4 << 20  # bytes of a file that pydicom is asked to read: at worst some seconds of its time
 UID_MAX = 128  # the Standard's limit is 64; writers that pass it are many, and harmless
 
 DEFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99"
@@ -46,7 +46,8 @@ FALLBACK_REASONS = {
     fast.STATUS_UNDEFINED_LENGTH: "undefined length outside of sequences and fragments",
 }
 
-_UID_CHARACTERS = b"0123456789.ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
+# Not only digits and stops: "REM SAMPLES 1" is a Series Instance UID of a file in use.
+_UID_CHARACTERS = b"0123456789.ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_ "
 _INFLATE_CHUNK = 256 << 10
 _FLAG_PAIRS = (
     (fast.FLAG_PART10, record.PART10),
@@ -57,6 +58,8 @@ _FLAG_PAIRS = (
 )
 _KNOWN_FLAGS = sum(theirs for theirs, _ in _FLAG_PAIRS)
 _FLAGS_OF = [sum(ours for theirs, ours in _FLAG_PAIRS if bits & theirs) for bits in range(_KNOWN_FLAGS + 1)]
+_PIXEL_TAGS = (0x7FE00010, 0x7FE00008, 0x7FE00009)
+_FALLBACK_TAGS = [*record.NUMBER_OF, record.REQUEST_ATTRIBUTES, *_PIXEL_TAGS]
 _WORD_WIDTH = {"US": 2, "SS": 2, "AT": 2, "UL": 4, "SL": 4, "FL": 4, "FD": 8, "SV": 8, "UV": 8}
 
 
@@ -136,6 +139,8 @@ def parse_head(head: record.Head) -> Parsed:
 
 
 def _parse_head(head: record.Head) -> Parsed:
+    if len(head.head) + sum([hole.length for hole in head.holes]) != head.original_length:
+        raise BadDicom("head and holes together are not as long as the original")
     scan = fast.Header(head.original_length)
     scan.know_holes([(hole.offset, hole.length) for hole in head.holes])
     status = scan.feed(head.head, 0)
@@ -167,10 +172,13 @@ def _judge(
     inflated: Inflated | None = None,
 ) -> Parsed:
     study, series, uid, _ = scan.uids
-    if not (_is_uid(uid) and _is_uid(study) and _is_uid(series)):
+    # One look at all three; which of them is at fault is asked only when one is.
+    if not (uid and study and series) or (uid + study + series).translate(None, _UID_CHARACTERS):
+        raise _not_storable(scan)
+    if len(uid) > UID_MAX or len(study) > UID_MAX or len(series) > UID_MAX:
         raise _not_storable(scan)
     pixels = scan.pixels
-    flags = _flags_of(scan)
+    flags = _FLAGS_OF[scan.flags & _KNOWN_FLAGS]
     if pixels is not None and pixels[3]:
         flags |= record.ENCAPSULATED
     if inflated is not None:
@@ -349,7 +357,7 @@ def _parse_by_pydicom(scan: fast.Header, file: io.BufferedIOBase, total: int) ->
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             file.seek(0)
-            dataset = pydicom.dcmread(file, force=True)
+            dataset = pydicom.dcmread(file, force=True, specific_tags=_FALLBACK_TAGS)
             upper, own = _entries_by_pydicom(dataset)
     except Exception:  # pydicom raises many kinds for broken bytes; none may end an import
         raise refusal from None
@@ -416,7 +424,7 @@ def _entry_by_pydicom(dataset: Dataset, tag: int, number: int, room: int) -> byt
 def _pixels_by_pydicom(dataset: Dataset) -> tuple[tuple[int, int, int, bool] | None, bool]:
     """Where native pixels lie, and whether they are cut. Encapsulated ones are left alone: nothing has seen
     their fragments."""
-    for tag in (0x7FE00010, 0x7FE00008, 0x7FE00009):
+    for tag in _PIXEL_TAGS:
         raw: Any = dataset.get_item(tag) if tag in dataset else None
         if raw is not None and isinstance(raw.value, bytes) and raw.length != 0xFFFFFFFF:
             return (tag, raw.value_tell, len(raw.value), False), len(raw.value) < raw.length

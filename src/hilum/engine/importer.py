@@ -36,7 +36,8 @@ ARENA_BYTES = 24 << 20  # files are read into it side by side
 ARENA_FILE_MAX = 12 << 20  # a larger one is read by itself
 ARENA_ENOUGH = 2 << 20  # of small files at once: what was just read is hashed while a cache still has it
 COMMIT_BYTES = 192 << 20  # of files between two commits, where they are large
-_SPAWN_AT = 2  # batches that must be waiting before another process pays
+BATCH_BYTES = 64 << 20  # of large files in a batch, by the size of the first of each folder
+_SPAWN_AT = 1  # batches that must be waiting beside our own before another process pays
 _AHEAD = 2  # batches that each process has in hand
 
 _STAT = Struct("<QqqQ")  # size, mtime_ns, ctime_ns, inode
@@ -125,7 +126,7 @@ def _walk_folder(
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         folders.append(entry.path)
                     else:
                         files.append(entry.path)
@@ -138,20 +139,35 @@ def _walk_folder(
             yield files
 
 
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, say: reading it as a file tells why
+        return False
+
+
 def batches(folders: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
-    """Cut and join the folders' files to batches of BATCH_FILES."""
+    """Cut and join the folders' files to batches of BATCH_FILES, or fewer where the files are large."""
     batch: list[bytes] = []
     for files in folders:
         rest = files
+        size_max = max(1, min(BATCH_FILES, BATCH_BYTES // max(1, _size_of(files[0]))))
         while rest:
-            room = BATCH_FILES - len(batch)
+            room = max(0, size_max - len(batch))
             batch += rest[:room]
             rest = rest[room:]
-            if len(batch) == BATCH_FILES:
+            if len(batch) >= size_max:
                 yield batch
                 batch = []
     if batch:
         yield batch
+
+
+def _size_of(path: bytes) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 # --- One batch, in one process ----------------------------------------------------
@@ -188,7 +204,7 @@ class BatchImporter:
             for position, (offset, size, mtime, ctime, inode, error) in enumerate(rows, first):
                 path = names[position]
                 if error == _fastio.ERROR_TOO_LARGE:
-                    self._count(self._import_large(path, journal[rest[position]]), size)
+                    self._count(self._import_large(path, journal[rest[position]]), size, path=path)
                     continue
                 prepared = self._prepare(path, offset, size, error)
                 if prepared is None:
@@ -447,7 +463,12 @@ class _Helpers:
                 start_new_session=True,  # Ctrl-C is for the parent, which ends them in order
             )
             helper = _Helper(process)
-            order = {"store": self._store, "keys": self._options.keys, "policy": int(self._options.policy)}
+            order = {
+                "store": self._store,
+                "keys": self._options.keys,
+                "policy": int(self._options.policy),
+                "parent": os.getpid(),
+            }
             self._send(helper, order)
             assert process.stdout is not None
             os.set_blocking(process.stdout.fileno(), False)
@@ -521,19 +542,30 @@ class _Helpers:
 
 def _serve() -> None:
     """The other end of _Helpers: batches in on standard input, what became of them out."""
-    order = json.loads(sys.stdin.buffer.readline())
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        return  # the parent was killed before it could say what to do
+    order = json.loads(line)
     options = Options(tuple((name, text) for name, text in order["keys"]), Policy(order["policy"]))
-    out = sys.stdout.buffer
     try:
         with Store(order["store"]) as store:
             importer = BatchImporter(store, options)
             for line in sys.stdin.buffer:
+                # A parent that was killed has left batches in the pipe: nobody waits for them any more.
+                if not line.endswith(b"\n") or os.getppid() != order["parent"]:
+                    return
                 counts, failures = importer.run([os.fsencode(path) for path in json.loads(line)])
-                out.write(json.dumps({"counts": counts, "failures": failures}).encode("ascii") + b"\n")
-                out.flush()
+                _answer({"counts": counts, "failures": failures})
     except HilumError as failure:
-        out.write(json.dumps({"error": str(failure)}).encode("ascii") + b"\n")
-        out.flush()
+        _answer({"error": str(failure)})
+    except BrokenPipeError:
+        # The parent was killed. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _answer(message: Any) -> None:
+    sys.stdout.buffer.write(json.dumps(message).encode("ascii") + b"\n")
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import threading
 from collections.abc import Iterable, Iterator
 from struct import Struct
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple, Self, cast
 
 import lmdb
 
-from hilum.errors import Corrupt, ReadOnly, StoreBroken, StoreMissing
+from hilum.errors import Corrupt, ReadOnly, StoreBroken, StoreLocked, StoreMissing
 
 MAP_SIZE = 1 << 40
 READERS_MAX = 1024
@@ -75,7 +76,7 @@ class _Shared:
     """One Environment for each path of this process: LMDB forbids a second."""
 
     lock = threading.Lock()
-    opened: dict[tuple[str, bool], tuple[lmdb.Environment, dict[bytes, Any], int]] = {}  # noqa: RUF012
+    opened: dict[str, tuple[lmdb.Environment, dict[bytes, Any], int, bool]] = {}  # noqa: RUF012
 
 
 class Index:
@@ -84,15 +85,17 @@ class Index:
     def __init__(
         self, path: str, *, read_only: bool = False, create: bool = False, building: bool = False
     ) -> None:
-        self._key = (os.path.realpath(path), read_only)
+        self._key = os.path.realpath(path)
         self.read_only = read_only
         with _Shared.lock:
             if self._key in _Shared.opened:
-                self._env, self._tables, count = _Shared.opened[self._key]
-                _Shared.opened[self._key] = (self._env, self._tables, count + 1)
+                self._env, self._tables, count, only_reads = _Shared.opened[self._key]
+                if only_reads and not read_only:
+                    raise StoreLocked(f"this process has {path} open for reading; close it before you write")
+                _Shared.opened[self._key] = (self._env, self._tables, count + 1, only_reads)
             else:
                 self._env, self._tables = self._open(path, create, building)
-                _Shared.opened[self._key] = (self._env, self._tables, 1)
+                _Shared.opened[self._key] = (self._env, self._tables, 1, read_only)
 
     def _open(self, path: str, create: bool, building: bool) -> tuple[lmdb.Environment, dict[bytes, Any]]:
         if not create and not os.path.exists(os.path.join(path, "data.mdb")):
@@ -143,12 +146,12 @@ class Index:
 
     def close(self) -> None:
         with _Shared.lock:
-            env, tables, count = _Shared.opened[self._key]
+            env, tables, count, only_reads = _Shared.opened[self._key]
             if count == 1:
                 del _Shared.opened[self._key]
                 env.close()
             else:
-                _Shared.opened[self._key] = (env, tables, count - 1)
+                _Shared.opened[self._key] = (env, tables, count - 1, only_reads)
 
     def read(self) -> Snapshot:
         try:
@@ -158,6 +161,8 @@ class Index:
 
     def write(self) -> Change:
         """Begin a write transaction: it must end on this thread, and soon."""
+        if self.read_only:
+            raise ReadOnly("the index was opened for reading")
         try:
             return Change(self._env.begin(write=True), self._tables)
         except lmdb.Error as failure:
@@ -172,7 +177,7 @@ class Index:
 
     def file_bytes(self) -> int:
         """Bytes that the index takes on disk."""
-        return os.stat(os.path.join(self._key[0], "data.mdb")).st_blocks * 512
+        return os.stat(os.path.join(self._key, "data.mdb")).st_blocks * 512
 
     def table_bytes(self) -> dict[str, int]:
         """Bytes of pages that each table takes."""
@@ -204,7 +209,8 @@ class Snapshot:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._txn.abort()
-        if isinstance(error, lmdb.Error):
+        # Beside LMDB's own: what unpacking says to bytes that are no record of ours.
+        if isinstance(error, lmdb.Error | struct.error | IndexError | UnicodeDecodeError):
             raise Corrupt(f"the index is damaged ({_words(error)}); run: hilum rebuild") from error
 
     # Plain access, by table.
@@ -261,10 +267,7 @@ class Snapshot:
 
     def place(self, digest: bytes) -> BlobPlace | None:
         value = self.get(b"places", digest)
-        if value is None:
-            return None
-        flags, container, offset, length = PLACE.unpack(value)
-        return BlobPlace(container, offset, length, bool(flags & PLACE_BAD))
+        return unpack_place(value) if value is not None else None
 
 
 class Change(Snapshot):
@@ -312,6 +315,11 @@ class Change(Snapshot):
 
 def pack_place(container: int, offset: int, length: int, *, bad: bool = False) -> bytes:
     return PLACE.pack(PLACE_BAD if bad else 0, container, offset, length)
+
+
+def unpack_place(value: bytes) -> BlobPlace:
+    flags, container, offset, length = PLACE.unpack(value)
+    return BlobPlace(container, offset, length, bool(flags & PLACE_BAD))
 
 
 def after_prefix(prefix: bytes) -> bytes | None:

@@ -51,6 +51,8 @@ COLUMN_KEY = Struct(">BI")  # field, block
 _COLUMN_TEXT_MAX = 220  # bytes; 256 of them with their frame stay under 64 KiB
 _LONG = b"\x01"  # instead of a text longer than that: its study must be looked at
 _LINE = re.compile(rb"\n([0-9a-f]{2})([^\n]*)")
+_LONG_LINE = re.compile(rb"\n([0-9a-f]{2})\x01(?![^\n])")
+ODD = b"\x01"  # instead of a text: not all of the study's values stand in keys, and it must be looked at
 
 
 def key_text(text: str) -> bytes:
@@ -81,6 +83,17 @@ def values_of(entries: bytes, field: int) -> list[str]:
     return [form for form in forms if form]
 
 
+def is_left(entries: bytes, field: int) -> bool:
+    """Whether an attribute is too long for its entries."""
+    try:
+        record.values_of(entries, field)
+    except record.LeftInHead:
+        return True
+    except RequestFault:
+        pass
+    return False
+
+
 def date_key(entries: bytes, study_uid: bytes) -> bytes:
     """Every study has one, also without a date: it orders the studies, equal moments by UID."""
     date, time = values_of(entries, STUDY_DATE), values_of(entries, STUDY_TIME)
@@ -92,7 +105,11 @@ def keys_of(study: record.Study, number: int, uid: bytes) -> set[bytes]:
     """All secondary keys of a study."""
     tail = U32.pack(number)
     found = {date_key(study.entries, uid)}
+    if is_left(study.entries, STUDY_DATE) or len(values_of(study.entries, STUDY_DATE)) > 1:
+        found.add(key_prefix(STUDY_DATE, ODD) + tail)
     for field in KEYED:
+        if is_left(study.entries, field):
+            found.add(key_prefix(field, ODD) + tail)
         for text in values_of(study.entries, field):
             found.add(key_prefix(field, key_text(text)) + tail)
     for modality in study.modalities:
@@ -107,6 +124,8 @@ def column_texts(entries: bytes) -> dict[int, bytes]:
         text = "\t".join(values_of(entries, field)).encode("utf-8", "surrogatepass").replace(b"\n", b" ")
         if text:
             found[field] = text if len(text) <= _COLUMN_TEXT_MAX else _LONG
+        elif is_left(entries, field):
+            found[field] = _LONG
     return found
 
 
@@ -141,11 +160,5 @@ def search_block(block: bytes, literal: bytes) -> Iterator[tuple[int, bytes]]:
         if literal in line[2:]:
             yield int(line[:2], 16), line[2:]
         at = block.find(literal, end) if end >= 0 else -1
-    at = block.find(_LONG)
-    while at >= 0:
-        yield int(block[at - 2 : at], 16), _LONG
-        at = block.find(_LONG, at + 1)
-
-
-def is_long(text: bytes) -> bool:
-    return text == _LONG
+    for match in _LONG_LINE.finditer(block):
+        yield int(match[1], 16), _LONG

@@ -147,11 +147,22 @@ def pread_exactly(fd: int, length: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
-def records(fd: int, info: PackInfo, start: int, size: int, *, whole: bool) -> Iterator[Record]:
+def records(
+    fd: int,
+    info: PackInfo,
+    start: int,
+    size: int,
+    *,
+    whole: bool,
+    on_bad: Callable[[int, int], None] | None = None,
+) -> Iterator[Record]:
     """Give the records of a pack from `start` on, up to the first that is not one.
 
     With `whole` each payload is read too, and the walk ends at the first whose checksum (heads and
     changes of state) or digest (blobs) does not fit: that is the torn tail of a crash.
+
+    With `on_bad` the walk is over bytes that should be whole: what is damaged is told to it (container,
+    offset) and passed over, so that one rotten byte does not hide all that lies behind it.
     """
     at = start
     window = b""
@@ -160,12 +171,43 @@ def records(fd: int, info: PackInfo, start: int, size: int, *, whole: bool) -> I
         if not (window_at <= at and at + RECORD_SIZE <= window_at + len(window)):
             window, window_at = os.pread(fd, 65_536, at), at
         record = parse_record(window[at - window_at : at - window_at + RECORD_SIZE], at, info.salt)
-        if record is None or record.length > size - at - RECORD_SIZE:
+        if record is None or not _fits(info, record, size):
+            following = find_record(fd, info, at + ALIGN, size) if on_bad is not None else None
+            if on_bad is None or following is None:
+                return
+            on_bad(info.number, at)
+            at = following
+            continue
+        if not whole or payload_fits(fd, record):
+            yield record
+        elif on_bad is None:
             return
-        if whole and not payload_fits(fd, record):
-            return
-        yield record
+        else:
+            on_bad(info.number, record.offset)
         at = record.offset + record.length + padding(record.length)
+
+
+def _fits(info: PackInfo, record: Record, size: int) -> bool:
+    """Whether the record ends inside the pack, its padding too: the next one must begin behind it."""
+    pad = padding(record.length) if info.kind != FILE_PACK else 0
+    return record.length + pad <= size - record.offset
+
+
+def find_record(fd: int, info: PackInfo, start: int, size: int) -> int | None:
+    """Where the first record at or behind `start` begins, when what lies before it is damaged."""
+    magic = (RECORD_MAGIC ^ (info.salt & 0xFFFFFFFF)).to_bytes(4, "little")
+    at = start
+    while at + RECORD_SIZE <= size:
+        window = os.pread(fd, 1 << 20, at)
+        found = window.find(magic)
+        while 0 <= found <= len(window) - RECORD_SIZE:
+            offset = at + found
+            record = parse_record(window[found : found + RECORD_SIZE], offset, info.salt)
+            if offset % ALIGN == 0 and record is not None and _fits(info, record, size):
+                return offset
+            found = window.find(magic, found + 1)
+        at += max(ALIGN, len(window) - RECORD_SIZE)
+    return None
 
 
 def payload_fits(fd: int, record: Record) -> bool:
@@ -183,7 +225,7 @@ def payload_fits(fd: int, record: Record) -> bool:
     return crc == record.crc and (record.kind != BLOB or hasher.digest() == record.digest)
 
 
-def read_footer(fd: int, info: PackInfo, size: int) -> list[tuple[bytes, int, int]] | None:
+def read_footer(fd: int, info: PackInfo, size: int) -> Iterator[tuple[bytes, int, int]] | None:
     """The (digest, offset, length) of each blob in a sealed pack, or None if it is not sealed."""
     found = sealed_end(fd, info, size)
     if found is None:
@@ -192,7 +234,7 @@ def read_footer(fd: int, info: PackInfo, size: int) -> list[tuple[bytes, int, in
     payload = pread_exactly(fd, record.length, record.offset)
     if len(payload) != record.length or crc32(payload) != record.crc:
         return None
-    return list(FOOTER_ENTRY.iter_unpack(payload))
+    return FOOTER_ENTRY.iter_unpack(payload)
 
 
 def sealed_end(fd: int, info: PackInfo, size: int) -> Record | None:
@@ -391,12 +433,14 @@ class FilePackWriter:
         self._info = PackInfo(FILE_PACK, uuid, number, int.from_bytes(os.urandom(8), "little"))
         self._hasher = blake3()
         self._crc = 0
+        self._fd = -1
         self.length = 0
         try:
             self._fd = os.open(self._spool, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             lock_file(self._fd)  # tells other processes that this spool file is in use
             os.pwrite(self._fd, pack_header(self._info), 0)
         except OSError as failure:
+            self.discard()  # an open descriptor would hold its lock, and nobody could clear it away
             raise StoreBroken(f"spool file {number} can't be made: {failure.strerror}") from failure
 
     def write(self, chunk: bytes) -> None:
@@ -430,15 +474,21 @@ class FilePackWriter:
         except OSError as failure:
             raise StoreBroken(f"spool file {self.number} can't be kept: {failure.strerror}") from failure
         finally:
-            os.close(self._fd)
+            self._close()
         return Place(self.number, PACK_HEADER.size + RECORD_SIZE, self.length)
 
     def discard(self) -> None:
         """The blob is stored already, or its sender failed: leave nothing behind."""
+        if self._fd < 0:
+            return
         with contextlib.suppress(OSError):
             os.unlink(self._spool)
-        with contextlib.suppress(OSError):
-            os.close(self._fd)
+        self._close()
+
+    def _close(self) -> None:
+        # Once only: another thread may have been given the same number since.
+        fd, self._fd = self._fd, -1
+        os.close(fd)
 
 
 class PackFile(NamedTuple):
@@ -504,6 +554,8 @@ class PackReader:
             data = pread_exactly(fd, length, offset)
         except OSError as failure:
             raise Corrupt(f"pack {container} can't be read at byte {offset}: {failure.strerror}") from failure
+        except (OverflowError, MemoryError, ValueError) as failure:  # a place out of a damaged index
+            raise Corrupt(f"no pack has {length} bytes at byte {offset}") from failure
         finally:
             if own >= 0:
                 os.close(own)

@@ -194,8 +194,17 @@ def _inflated_holes(parsed: Parsed) -> list[Hole]:
     return [Hole(offset, length, tag, 0, bytes(32)) for offset, length, tag in parsed.inflated.holes]
 
 
-def prepare_file(fd: int, size: int, *, make_sink: Callable[[], BlobSink], source: bytes = b"") -> Prepared:
-    """Prepare an object out of a file of any size, in bounded memory: its large blobs go to sinks.
+def prepare_file(
+    fd: int,
+    size: int,
+    *,
+    make_sink: Callable[[], BlobSink],
+    append: Callable[[Blob], None],
+    source: bytes = b"",
+) -> Prepared:
+    """Prepare an object out of a file of any size, in bounded memory.
+
+    Blobs larger than IN_MEMORY_MAX go to sinks; smaller ones that are too many to be kept go to `append`.
 
     Raises:
         NotDicom, BadDicom: see header.parse.
@@ -210,6 +219,7 @@ def prepare_file(fd: int, size: int, *, make_sink: Callable[[], BlobSink], sourc
     sinks: list[BlobSink] = []
     table = b""
     original_crc, at = 0, 0
+    kept = 0  # bytes of blobs in memory
     try:
         for offset, length, tag in parsed.holes:
             pieces.append(reader.read(at, offset - at))
@@ -222,6 +232,10 @@ def prepare_file(fd: int, size: int, *, make_sink: Callable[[], BlobSink], sourc
                 if checksums is not None:
                     checksums.update(value)
                 blob = Blob(blake3(value).digest(), crc32(value), value, length)
+                kept += length
+                if kept > IN_MEMORY_MAX:
+                    append(blob)
+                    blob = blob._replace(data=b"")
             else:
                 sink = make_sink()
                 sinks.append(sink)
@@ -280,11 +294,12 @@ class _FileReader:
 
 
 def _frame_count(parsed: Parsed) -> int:
-    number = record.NUMBER_OF[0x00280008]
     try:
-        return max(1, int(record.raw_of(parsed.own, number) or b"1"))
-    except ValueError:
+        values = record.values_of(parsed.own, record.NUMBER_OF[0x00280008])
+    except (BadDicom, record.LeftInHead):
         return 1
+    count = values[0] if values else 1
+    return max(1, int(count)) if isinstance(count, int | float) else 1
 
 
 def _spans(

@@ -7,7 +7,9 @@ few. Keys below the level ask that there be such a series or instance.
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -93,7 +95,7 @@ def parse_keys(pairs: Iterable[tuple[str, str]]) -> list[Key]:
     return found
 
 
-# Takes the SOP Instance UID of a stored instance and an entry's number; gives what was too long for the index.
+# Takes a stored instance's SOP Instance UID and an entry's number; gives what was too long for the index.
 ReadLeft = Callable[[bytes, int], list[Value]]
 
 
@@ -225,7 +227,8 @@ class Query:
     def rows(
         self, *, limit: int | None = None, offset: int = 0, order: Sequence[tuple[int, bool]] = ()
     ) -> Iterator[Row]:
-        """Give the rows, `order` being (entry number, descending) of the attributes to sort by.
+        """Give the rows, `order` being (entry number, descending) of the attributes to sort by; the number of
+        a computed one is its tag.
 
         Without an order: studies newest first (equal moments by UID), series and instances by their
         numbers, patients by ID. It never depends on the order of arrival.
@@ -237,7 +240,8 @@ class Query:
             for number, descending in reversed(order):
                 rows.sort(key=lambda row: _sort_key(row, number), reverse=descending)
             found = iter(rows)
-        yield from islice(found, offset, None if limit is None else offset + limit)
+        end = sys.maxsize if limit is None else min(offset + limit, sys.maxsize)
+        yield from islice(found, min(offset, end), end)
 
     def in_series(self, key: bytes) -> tuple[Row, list[str]] | None:
         """The row of one series, and the UIDs of its instances that match; None if it has gone."""
@@ -338,7 +342,7 @@ class Query:
         for wanted in self._instance_keys:
             if wanted.number == _SOP_UID and wanted.match.choices:
                 found = []
-                for uid in wanted.match.choices:
+                for uid in dict.fromkeys(wanted.match.choices):
                     key = self._snapshot.get(b"sop_uids", uid.encode("latin-1", "replace"))
                     value = self._snapshot.get(b"instances", key) if key is not None else None
                     if key is not None and value is not None and key.startswith(series_key):
@@ -405,7 +409,7 @@ class Query:
         for number in _KEYED_BY_WEIGHT:
             key = by_number.get(number)
             if key is not None and key.match.choices:
-                return {
+                return self._odd(number) | {
                     found
                     for choice in key.match.choices
                     for found in self._numbers(keys.key_prefix(number, keys.key_text(choice)))
@@ -414,13 +418,14 @@ class Query:
             key = by_number.get(number)
             if key is not None and key.match.kind == Kind.WILDCARD and len(key.match.literal_prefix) > 1:
                 prefix = bytes((number,)) + keys.key_text(key.match.literal_prefix)
-                return set(self._numbers(prefix))
+                return self._odd(number) | set(self._numbers(prefix))
         date = by_number.get(keys.STUDY_DATE)
         if date is not None and (date.match.low is not None or date.match.high is not None):
             low, high = date.match.low or "", date.match.high
             begin = bytes((keys.STUDY_DATE,)) + low.encode()
             end = after_prefix(bytes((keys.STUDY_DATE,)) + (high.encode() if high is not None else b""))
-            return {U32.unpack(value)[0] for _, value in self._snapshot.scan(b"keys", begin, end)}
+            dated = {U32.unpack(value)[0] for _, value in self._snapshot.scan(b"keys", begin, end)}
+            return self._odd(keys.STUDY_DATE) | dated
         for number in keys.COLUMNS:
             key = by_number.get(number)
             if key is not None:
@@ -434,13 +439,19 @@ class Query:
             }
         return None
 
+    def _odd(self, field: int) -> set[int]:
+        """Studies whose values of a field no key tells."""
+        return set(self._numbers(keys.key_prefix(field, keys.ODD)))
+
     def _numbers(self, prefix: bytes) -> Iterator[int]:
         for _, value in self._snapshot.scan_prefix(b"keys", prefix):
             yield U32.unpack(value)[0]
 
     def _by_date(self) -> Iterator[int]:
-        for _, value in self._snapshot.scan_prefix(b"keys", bytes((keys.STUDY_DATE,)), reverse=True):
-            yield U32.unpack(value)[0]
+        odd = keys.key_prefix(keys.STUDY_DATE, keys.ODD)
+        for key, value in self._snapshot.scan_prefix(b"keys", bytes((keys.STUDY_DATE,)), reverse=True):
+            if not key.startswith(odd):  # it has a key of its moment too
+                yield U32.unpack(value)[0]
 
     def _by_study_uid(self, uid: bytes) -> Iterator[int]:
         found = self._snapshot.get(b"study_uids", uid)
@@ -460,7 +471,7 @@ class Query:
         """Studies whose text holds the longest literal of a pattern."""
         vr = record.VR_OF[key.number]
         runs = [
-            run.encode("utf-8", "surrogatepass")
+            run.encode("utf-8", "surrogatepass").replace(b"\n", b" ")  # as it is in a column
             for piece in key.text.split("\\")
             for run in [max(re.split(r"[*?^=]", normalise_text(vr, piece)), key=len)]
         ]
@@ -487,19 +498,27 @@ def _date_order(study: record.Study) -> bytes:
 
 def _number_order(entries: bytes, number: int, uid: int) -> tuple[bool, float, bytes]:
     """By an IS value; those without one come last."""
-    text = record.raw_of(entries, number)
-    try:
-        return False, float(text), record.raw_of(entries, uid)
-    except ValueError:
-        return True, 0.0, record.raw_of(entries, uid)
+    value = _finite(record.raw_of(entries, number))
+    return value is None, value or 0.0, record.raw_of(entries, uid)
 
 
 def _sort_key(row: Row, number: int) -> tuple[int, float, str]:
     """Absent values first, numbers as numbers, text in its normal form."""
-    values = row.values(number)
+    values = row.computed.get(number, []) if number in COMPUTED else row.values(number)
     value = values[0] if values else None
     if value is None:
         return 0, 0.0, ""
     if isinstance(value, int | float):
-        return 1, float(value), ""
-    return 2, 0.0, normalise_text(record.VR_OF[number], value)
+        finite = _finite(value)
+        return (2, 0.0, str(value)) if finite is None else (1, finite, "")
+    vr = COMPUTED[number][0] if number in COMPUTED else record.VR_OF[number]
+    return 2, 0.0, normalise_text(vr, value)
+
+
+def _finite(value: bytes | float) -> float | None:
+    """A number that can be put in order."""
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

@@ -12,18 +12,19 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
-from hilum.engine import header, packs, record, replay
+from hilum.engine import header, ledger, packs, record, replay
 from hilum.engine.folder import FORMAT_VERSION, Folder, make_index
-from hilum.engine.index import Change, Index, PackState
+from hilum.engine.index import Change, Index, PackState, pack_place, unpack_place
 from hilum.engine.ledger import Ledger
 from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK, PackFile, PackInfo, PackReader
 from hilum.engine.replay import HeadRecord
 from hilum.errors import Corrupt, HilumError, StoreMissing
 
 BATCH_HEADS = 4_000
-BATCH_BLOBS = 50_000
+BATCH_BLOBS = 20_000
 
 
 class Rebuilt(NamedTuple):
@@ -45,6 +46,8 @@ def rebuild(path: str, *, on_progress: Callable[[int, int], None] = lambda done,
     _ensure_identity(path)
     folder = Folder(path, alone=True)
     try:
+        os.makedirs(folder.spool, exist_ok=True)  # packs may come from a backup that left it out
+        packs.sync_directory(folder.packs)  # a writer that was killed may not have done so
         name = folder.next_index()
         index = make_index(os.path.join(folder.path, name), folder.uuid, building=True)
         try:
@@ -72,10 +75,13 @@ def _ensure_identity(path: str) -> None:
             continue
         finally:
             os.close(fd)
-        with open(os.path.join(path, "STORE"), "w", encoding="ascii") as out:
+        new = os.path.join(path, "STORE.new")
+        with open(new, "w", encoding="ascii") as out:
             json.dump({"format": FORMAT_VERSION, "uuid": str(uuid.UUID(bytes=info.store))}, out)
             out.flush()
             os.fsync(out.fileno())
+        os.rename(new, os.path.join(path, "STORE"))
+        packs.sync_directory(path)
         return
     raise StoreMissing(f"there is no store at {path}")
 
@@ -94,6 +100,7 @@ class _Rebuild:
         self._on_progress = on_progress
         self._problems: list[str] = []
         self._states: dict[int, PackState] = {}
+        self._replaced: set[tuple[int, int]] = set()  # (container, offset) of blobs healed elsewhere
         self._blobs = 0
 
     def run(self) -> Rebuilt:
@@ -104,6 +111,8 @@ class _Rebuild:
                 if pack.file.kind in (BULK_PACK, FILE_PACK):
                     self._enter_blobs(pack)
             self._enter_heads([pack for pack in opened if pack.file.kind == HEAD_PACK], reader)
+            if self._replaced:
+                self._pass_over(self._replaced, opened)
             with self._index.write() as change:
                 for number, state in self._states.items():
                     change.put_pack(number, state)
@@ -130,29 +139,57 @@ class _Rebuild:
         return _OpenPack(file, fd, info, os.fstat(fd).st_size)
 
     def _enter_blobs(self, pack: _OpenPack) -> None:
+        entries = self._blobs_of(pack)
+        while batch := list(islice(entries, BATCH_BLOBS)):
+            with self._index.write() as change:
+                book = Ledger(change, self._no_upper)
+                for digest, offset, length in batch:
+                    book.blob(digest, pack.file.number, offset, length)
+                book.finish()
+            self._blobs += len(batch)
+
+    def _blobs_of(self, pack: _OpenPack) -> Iterator[tuple[bytes, int, int]]:
+        """The (digest, offset, length) of each blob in a pack; notes where the pack ends."""
         entries = packs.read_footer(pack.fd, pack.info, pack.size)
         if entries is not None:
             self._states[pack.file.number] = PackState(pack.file.kind, True, pack.size)
-        else:
-            # Not sealed, so its end may be torn: each blob is proved by its digest.
-            entries, end = [], packs.PACK_HEADER.size
-            found = packs.records(pack.fd, pack.info, end, pack.size, whole=pack.file.kind == BULK_PACK)
-            for row in found:
-                if row.kind == packs.BLOB:
-                    entries.append((row.digest, row.offset, row.length))
-                end = row.offset + row.length + packs.padding(row.length)
-            if end < pack.size:
-                self._problems.append(
-                    f"{pack.file.path}: {pack.size - end} bytes at its end are no whole record"
-                )
-            self._states[pack.file.number] = PackState(pack.file.kind, pack.file.kind == FILE_PACK, end)
-        for begin in range(0, len(entries), BATCH_BLOBS):
-            with self._index.write() as change:
-                book = Ledger(change, self._no_upper)
-                for digest, offset, length in entries[begin : begin + BATCH_BLOBS]:
-                    book.blob(digest, pack.file.number, offset, length)
-                book.finish()
-        self._blobs += len(entries)
+            yield from entries
+            return
+        # Not sealed, so its end may be torn: each blob is proved by its digest.
+        end = packs.PACK_HEADER.size
+        whole = pack.file.kind == BULK_PACK
+        on_bad = self._on_bad_blob
+        for row in packs.records(pack.fd, pack.info, end, pack.size, whole=whole, on_bad=on_bad):
+            if row.kind == packs.FOOTER:
+                break  # without its trailer it is no end: the next writer cuts it off
+            if row.kind == packs.BLOB:
+                yield row.digest, row.offset, row.length
+            # A file pack ends with its only blob, without padding.
+            end = min(pack.size, row.offset + row.length + packs.padding(row.length))
+        if end < pack.size:
+            self._problems.append(f"{pack.file.path}: {pack.size - end} bytes at its end are no whole record")
+        self._states[pack.file.number] = PackState(pack.file.kind, pack.file.kind == FILE_PACK, end)
+
+    def _pass_over(self, replaced: set[tuple[int, int]], opened: list[_OpenPack]) -> None:
+        """A blob that was healed has two places, of which the one in `replaced` is rotten: take the other."""
+        with self._index.write() as change:
+            wrong = {
+                digest: place
+                for digest, value in change.scan(b"places")
+                if (place := unpack_place(value))[:2] in replaced
+            }
+            told = len(self._problems)
+            for pack in opened if wrong else ():
+                if pack.file.kind == HEAD_PACK:
+                    continue
+                for digest, offset, length in self._blobs_of(pack):
+                    if digest in wrong and (pack.file.number, offset) not in replaced:
+                        change.put(b"places", digest, pack_place(pack.file.number, offset, length))
+                        del wrong[digest]
+            del self._problems[told:]  # told when the packs were read first
+            for digest, place in wrong.items():
+                value = pack_place(place.container, place.offset, place.length, bad=True)
+                change.put(b"places", digest, value)
 
     def _enter_heads(self, heads: list[_OpenPack], reader: PackReader) -> None:
         total, done = sum(pack.size for pack in heads), 0
@@ -171,12 +208,16 @@ class _Rebuild:
         end = packs.PACK_HEADER.size
         sealed = packs.sealed_end(pack.fd, pack.info, pack.size) is not None
         for row in replay.read_head_records(pack.fd, pack.info, end, pack.size, on_bad=self._on_bad_head):
+            if row.record.kind == packs.FOOTER:
+                break  # without its trailer it is no end: the next writer cuts it off
             end = row.record.offset + row.record.length + packs.padding(row.record.length)
-            if row.record.kind != packs.FOOTER:
-                yield row
+            yield row
         if not sealed and end < pack.size:
             self._problems.append(f"{pack.file.path}: {pack.size - end} bytes at its end are no whole record")
         self._states[pack.file.number] = PackState(HEAD_PACK, sealed, pack.size if sealed else end)
+
+    def _on_bad_blob(self, container: int, offset: int) -> None:
+        self._problems.append(f"pack {container}: the blob at byte {offset} is damaged and was left out")
 
     def _on_bad_head(self, container: int, offset: int) -> None:
         self._problems.append(f"pack {container}: the head at byte {offset} is damaged and was left out")
@@ -198,6 +239,8 @@ class _Rebuild:
                         f"pack {row.container}: record at byte {row.record.offset} left out: {failure}"
                     )
                     continue
+                if row.record.kind == packs.BAD_BLOB:
+                    self._replaced.update(ledger.unpack_bad_blobs(row.payload))
                 if head is not None:
                     self._check_blobs(change, row, head)
             book.finish()

@@ -17,7 +17,7 @@ from isal.isal_zlib import crc32
 
 from hilum import _fastparse
 from hilum.dicom.values import decode_values
-from hilum.errors import Corrupt
+from hilum.errors import BadDicom, Corrupt
 
 PATIENT, STUDY, SERIES, INSTANCE = 1, 2, 3, 4
 
@@ -101,7 +101,7 @@ def text_of(entries: bytes, number: int) -> str:
     """The first value as text, "" where there is none or it is not decodable: for keys and labels."""
     try:
         values = values_of(entries, number)
-    except LeftInHead:
+    except (BadDicom, LeftInHead):
         return ""
     return "" if not values or values[0] is None else str(values[0])
 

@@ -66,8 +66,8 @@ def read_head_records(
 ) -> Iterator[HeadRecord]:
     """Give the records of a head pack in order, reading it in large pieces.
 
-    Ends at the first thing that is no record. A record whose payload does not fit its checksum is told to
-    `on_bad` (container, offset) and passed over, or ends the walk where there is no `on_bad`.
+    Ends at the first thing that is no record, or whose payload does not fit its checksum. With `on_bad` such
+    a thing is told to it (container, offset) and passed over, as packs.records does.
     """
     window, base = b"", start
     at = start
@@ -75,8 +75,13 @@ def read_head_records(
         if at + packs.RECORD_SIZE > base + len(window):
             window, base = os.pread(fd, _READ, at), at
         found = packs.parse_record(window[at - base : at - base + packs.RECORD_SIZE], at, info.salt)
-        if found is None or found.length > size - found.offset:
-            return
+        if found is None or found.length + packs.padding(found.length) > size - found.offset:
+            following = packs.find_record(fd, info, at + packs.ALIGN, size) if on_bad is not None else None
+            if on_bad is None or following is None:
+                return
+            on_bad(info.number, at)
+            at = following
+            continue
         end = found.offset + found.length
         if end > base + len(window):
             window, base = packs.pread_exactly(fd, max(_READ, end - at), at), at

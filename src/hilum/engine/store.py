@@ -6,12 +6,11 @@ Safe from several threads; any number of processes may have the same store open.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import io
 import os
+import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -21,15 +20,16 @@ from hilum.dicom import dictionary, json
 from hilum.engine import prepare, query, record
 from hilum.engine.folder import Folder
 from hilum.engine.frames import BLOB_KINDS, FrameReader
-from hilum.engine.index import BlobPlace, Index, Snapshot
-from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK, SUFFIX_OF, PackReader, list_packs
+from hilum.engine.index import INDEX_VERSION, BlobPlace, Index, Snapshot
+from hilum.engine.original import NO_TEXT_VRS, OriginalFile, original_pieces, read_element
+from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK, RECORD_SIZE, SUFFIX_OF, PackReader, list_packs
 from hilum.engine.prepare import Prepared
 from hilum.engine.record import Head, Instance, Value
 from hilum.engine.writer import Outcome, Policy, Result, Writer
-from hilum.errors import BadDicom, BadQuery, Conflict, Corrupt, NotFound, ReadOnly
+from hilum.errors import BadDicom, BadQuery, Conflict, Corrupt, NotFound, ReadOnly, StoreMissing
 
 _CHUNK = 1 << 20
-_NO_TEXT_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "UN"))
+_UID = record.NUMBER_OF[0x00080018]
 
 
 class Ingested(NamedTuple):
@@ -68,10 +68,19 @@ class Store:
         self._closing = threading.Lock()
         self._closed = False
         self.read_only = read_only
-        with self._index.read() as snapshot:
-            if snapshot.get(b"meta", b"store") != self._folder.uuid:
-                self.close()
-                raise Corrupt(f"the index in {path} belongs to another store; run: hilum rebuild")
+        try:
+            with self._index.read() as snapshot:
+                version = snapshot.number(b"version")
+                if version != INDEX_VERSION:
+                    raise StoreMissing(
+                        f"the index in {path} has version {version}, and this Hilum reads {INDEX_VERSION}; "
+                        "run: hilum rebuild"
+                    )
+                if snapshot.get(b"meta", b"store") != self._folder.uuid:
+                    raise Corrupt(f"the index in {path} belongs to another store; run: hilum rebuild")
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -159,9 +168,8 @@ class Store:
             except BadDicom as failure:
                 failure.path = path
                 raise
-        try:
-            fd = file.fileno()
-        except (OSError, AttributeError, io.UnsupportedOperation):
+        fd = _descriptor_of(file)
+        if fd < 0:
             return prepare.prepare(memoryview(file.read()), source=label)
         return self.prepare_fd(fd, source=label)
 
@@ -169,7 +177,13 @@ class Store:
         """Prepare a file by its descriptor: in memory if it is small, streamed if it is large."""
         size = os.fstat(fd).st_size
         if size > prepare.IN_MEMORY_MAX:
-            return prepare.prepare_file(fd, size, make_sink=self.writer.new_file_pack, source=source)
+            return prepare.prepare_file(
+                fd,
+                size,
+                make_sink=self.writer.new_file_pack,
+                append=self.writer.append_blob,
+                source=source,
+            )
         data = bytearray()
         while len(data) <= size and (chunk := os.pread(fd, _CHUNK, len(data))):
             data += chunk
@@ -276,8 +290,11 @@ class Store:
         return self.read_head(self.locate(uid).instance)
 
     def read_head(self, instance: Instance) -> Head:
-        payload = self._packs.read((HEAD_PACK,), instance.container, instance.offset, instance.head_length)
-        return record.unpack_head(payload)
+        begin = instance.offset - RECORD_SIZE
+        data = self._packs.read((HEAD_PACK,), instance.container, begin, RECORD_SIZE + instance.head_length)
+        if data[RECORD_SIZE - 32 : RECORD_SIZE] != instance.identity:  # a damaged index can point anywhere
+            raise Corrupt(f"there is no such head at byte {instance.offset} of pack {instance.container}")
+        return record.unpack_head(data[RECORD_SIZE:])
 
     def read(self, uid: str) -> bytes:
         """The whole file as it came in, checked against its checksum.
@@ -352,12 +369,12 @@ class Store:
         if len(path) == 1 and path[0] in row.computed:
             return query.COMPUTED[path[0]][0], row.computed[path[0]]
         number = query.entry_number(path)
-        if number is not None:
+        if number is not None and (len(path) > 1 or _is_in_row(row, path)):
             return record.VR_OF[number], row.values(number)
         if len(path) > 1:
             raise BadQuery("attributes inside sequences can't be included yet")
         vr = dictionary.vr_of(path[0])
-        if vr in _NO_TEXT_VRS and vr != "UN":
+        if vr in NO_TEXT_VRS and vr != "UN":
             name = dictionary.keyword_of(path[0]) or dictionary.format_tag(path[0])
             raise BadQuery(f"{name} is {vr}, and only text and numbers can be included")
         found, values = self._read_element(row.donor, path[0])
@@ -369,7 +386,7 @@ class Store:
 
     def row_json(self, row: query.Row, include: Sequence[tuple[int, ...]] = ()) -> dict[str, Any]:
         """A row as DICOM JSON, PS3.18 F.2, with the attributes in `include` beside those of its level."""
-        document = row.to_json(include)
+        document = row.to_json([path for path in include if _is_in_row(row, path)])
         for path in include:
             # Indexed attributes of a sequence stand in it, where the row has it.
             if json.key(path[0]) not in document and (len(path) == 1 or query.entry_number(path) is None):
@@ -420,7 +437,24 @@ class Store:
             instance = self.locate(uid.decode("latin-1")).instance
         except NotFound:
             return "", []  # gone since its row was read
-        return read_element(self, instance, tag)
+        return read_element(OriginalFile(self.read_head(instance), self.read_blob), tag)
+
+
+def _descriptor_of(file: BinaryIO) -> int:
+    """The descriptor of a plain file that stands at its begin, -1 of any other.
+
+    A pipe can't be read by offset, and the descriptor of a gzip file gives other bytes than the file.
+    """
+    raw = file.raw if isinstance(file, io.BufferedReader | io.BufferedRandom) else file
+    if not isinstance(raw, io.FileIO) or not stat.S_ISREG(os.fstat(raw.fileno()).st_mode) or file.tell():
+        return -1
+    return raw.fileno()
+
+
+def _is_in_row(row: query.Row, path: tuple[int, ...]) -> bool:
+    """Whether the index has this attribute for the row: it is of the row's level, or of one above."""
+    number = query.entry_number(path)
+    return number is not None and record.LEVEL_OF[number] <= row.level
 
 
 def _ingested(prepared: Prepared, outcome: Outcome) -> Ingested:
@@ -432,15 +466,18 @@ def _ingested(prepared: Prepared, outcome: Outcome) -> Ingested:
 
 def _order_of(name: str) -> tuple[int, bool]:
     descending = name.startswith("-")
-    number = query.entry_number(query.parse_path(name.lstrip("-")))
+    path = query.parse_path(name.removeprefix("-"))
+    if len(path) == 1 and path[0] in query.COMPUTED:
+        return path[0], descending
+    number = query.entry_number(path)
     if number is None:
-        raise BadQuery(f"{name.lstrip('-')} is not indexed, so nothing can be sorted by it")
+        raise BadQuery(f"{name.removeprefix('-')} is not indexed, so nothing can be sorted by it")
     return number, descending
 
 
 def locate_in(snapshot: Snapshot, uid: str) -> Located:
     try:
-        key = snapshot.get(b"sop_uids", uid.encode("ascii"))
+        key = snapshot.get(b"sop_uids", uid.encode("ascii")) if uid else None
     except UnicodeEncodeError:
         key = None
     if not key:
@@ -448,7 +485,10 @@ def locate_in(snapshot: Snapshot, uid: str) -> Located:
     value = snapshot.get(b"instances", key)
     if value is None:
         raise Corrupt(f"the index names {uid} but has no record of it; run: hilum rebuild")
-    return Located(key, record.unpack_instance(value))
+    instance = record.unpack_instance(value)
+    if record.raw_of(instance.entries, _UID) != uid.encode("ascii"):
+        raise Corrupt(f"the index has another instance in the place of {uid}; run: hilum rebuild")
+    return Located(key, instance)
 
 
 def instances_under(snapshot: Snapshot, row: query.Row) -> Iterator[tuple[bytes, Instance]]:
@@ -459,95 +499,3 @@ def instances_under(snapshot: Snapshot, row: query.Row) -> Iterator[tuple[bytes,
     for prefix in prefixes:
         for key, value in snapshot.scan_prefix(b"instances", prefix):
             yield key, record.unpack_instance(value)
-
-
-def original_pieces(head: Head, read_blob: Callable[[bytes, int], Iterator[bytes]]) -> Iterator[bytes]:
-    """Head and blobs, put together as the file that came in."""
-    at = 0  # in the head's bytes
-    gone = 0  # bytes of holes so far
-    for hole in head.holes:
-        end = hole.offset - gone
-        yield head.head[at:end]
-        yield from read_blob(hole.digest, hole.length)
-        at = end
-        gone += hole.length
-    yield head.head[at:]
-
-
-def read_element(store: Store, instance: Instance, tag: int) -> tuple[str, list[Value]]:
-    """(VR, values) of any element of a stored head, read by pydicom; ("", []) where there is none."""
-    import warnings
-
-    import pydicom
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        file = OriginalFile(store.read_head(instance), store.read_blob)
-        with contextlib.suppress(Exception):  # pydicom raises many kinds; then there is no value
-            element = pydicom.dcmread(file, force=True, specific_tags=[tag], defer_size=1024).get(tag)
-            if element is not None:
-                vr = str(element.VR)
-                if vr in _NO_TEXT_VRS or not element.VM:
-                    return vr, []
-                values = element.value if element.VM > 1 else [element.value]
-                return vr, [_plain(value) for value in values]
-    return "", []
-
-
-def _plain(value: object) -> Value:
-    """A value of pydicom's as one of ours: without its own classes of numbers, names and dates."""
-    for kind in (int, float):
-        if isinstance(value, kind):
-            return kind(value)
-    return str(value)
-
-
-class OriginalFile(io.RawIOBase):
-    """A stored object as a binary file: the head is in memory, the bulk values are read where asked for."""
-
-    def __init__(self, head: Head, read_blob: Callable[[bytes, int, int], bytes]) -> None:
-        self._head = head
-        self._read_blob = read_blob
-        self._at = 0
-        self.name = ""  # pydicom asks
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._head.original_length}[whence]
-        if base + offset < 0:
-            raise OSError(errno.EINVAL, "seek before the beginning")
-        self._at = base + offset
-        return self._at
-
-    def read(self, size: int | None = -1) -> bytes:
-        end = self._head.original_length
-        if size is not None and size >= 0:
-            end = min(end, self._at + size)
-        data = b"".join(self._pieces(self._at, end))
-        self._at = max(self._at, end)
-        return data
-
-    def _pieces(self, begin: int, end: int) -> Iterator[bytes]:
-        head, at, gone = self._head.head, begin, 0
-        for hole in self._head.holes:
-            if at >= end:
-                return
-            if at < hole.offset:
-                until = min(end, hole.offset)
-                yield head[at - gone : until - gone]
-                at = until
-            if hole.offset <= at < hole.offset + hole.length and at < end:
-                until = min(end, hole.offset + hole.length)
-                yield self._read_blob(hole.digest, at - hole.offset, until - at)
-                at = until
-            gone += hole.length
-        if at < end:
-            yield head[at - gone : end - gone]

@@ -66,6 +66,8 @@ class _Verify:
         self._total = 0
         self._bad_places: list[bytes] = []
         self._bad_uids: list[bytes] = []
+        self._foreign: set[int] = set()  # packs that are gone, or whose header is not theirs
+        self._salts: dict[int, int] = {}
         self._blobs = 0
         self._live = 0
 
@@ -77,11 +79,12 @@ class _Verify:
             for number, state in sorted(states.items()):
                 file = files.get(number)
                 if file is None:
+                    self._foreign.add(number)
                     again = "send its objects again, or restore the file from a backup"
                     self._problem("the file is gone", packs.pack_name(number, state.kind), again)
                 else:
                     self._check_pack(snapshot, file, state.end)
-            self._check_places(snapshot, states)
+            self._check_places(snapshot, self._ends_of(files, states))
             self._check_instances(snapshot)
             self._check_heads(snapshot, files, states)
             self._check_levels(snapshot)
@@ -107,11 +110,14 @@ class _Verify:
             try:
                 info = packs.read_info(fd, name)
             except Corrupt as failure:
+                self._foreign.add(file.number)
                 self._problem(str(failure), name, again)
                 return
             if info.store != self._store.folder.uuid or info.number != file.number:
+                self._foreign.add(file.number)
                 self._problem("the file belongs to another store or place", name, "put the right file there")
                 return
+            self._salts[file.number] = info.salt
             if file.kind in (BULK_PACK, FILE_PACK) and not self._quick:
                 self._check_blobs(snapshot, fd, info, min(end, size))
             sealed = snapshot.packs()[file.number].sealed
@@ -124,7 +130,7 @@ class _Verify:
 
     def _check_blobs(self, snapshot: Snapshot, fd: int, info: packs.PackInfo, end: int) -> None:
         at = packs.PACK_HEADER.size
-        for found in packs.records(fd, info, at, end, whole=False):
+        for found in packs.records(fd, info, at, end, whole=False, on_bad=self._on_bad_blob):
             at = found.offset + found.length + packs.padding(found.length)
             self._bytes += found.length
             self._on_progress(self._bytes, self._total)
@@ -147,15 +153,21 @@ class _Verify:
                 "send the objects again that are reported below",
             )
 
-    def _check_places(self, snapshot: Snapshot, states: dict[int, PackState]) -> None:
+    def _ends_of(self, files: dict[int, packs.PackFile], states: dict[int, PackState]) -> dict[int, int]:
+        """Bytes of each pack of blobs that are there and committed; without those that are not our packs."""
+        return {
+            number: min(states[number].end, os.path.getsize(file.path))
+            for number, file in files.items()
+            if number in states and number not in self._foreign and file.kind != HEAD_PACK
+        }
+
+    def _check_places(self, snapshot: Snapshot, ends: dict[int, int]) -> None:
         """Every place lies inside a pack and points at a record of that digest."""
         for digest, _ in snapshot.scan(b"places"):
             self._blobs += 1
             place = snapshot.place(digest)
             assert place is not None
-            state = states.get(place.container)
-            inside = place.container in states or self._is_file_pack(place.container)
-            if not inside or (state is not None and place.offset + place.length > state.end):
+            if place.offset + place.length > ends.get(place.container, 0):
                 self._bad_places.append(digest)
                 self._problem("a blob lies outside its pack", digest.hex(), "send one of its objects again")
                 continue
@@ -168,13 +180,13 @@ class _Verify:
                 self._bad_places.append(digest)
                 self._problem(str(failure), digest.hex(), "send one of its objects again")
                 continue
-            kind, _, _, _, _, length, _, found = packs.RECORD_TAIL.unpack(data[8:])
-            if kind != packs.BLOB or found != digest or length != place.length:
+            salt = self._salts.get(place.container)
+            found = packs.parse_record(data, at, salt) if salt is not None else None
+            wanted = packs.BLOB, digest, place.length
+            if found is None or (found.kind, found.digest, found.length) != wanted:
                 self._bad_places.append(digest)
-                self._problem("a place points at something else", digest.hex(), "run: hilum rebuild")
-
-    def _is_file_pack(self, number: int) -> bool:
-        return os.path.exists(os.path.join(self._store.folder.packs, packs.pack_name(number, FILE_PACK)))
+                what = "a blob's record is not where the index has it"
+                self._problem(what, digest.hex(), "send one of its objects again")
 
     # Instances.
 
@@ -227,7 +239,8 @@ class _Verify:
         self, snapshot: Snapshot, files: dict[int, packs.PackFile], states: dict[int, PackState]
     ) -> None:
         """Every stored head is live, a revision, replaced by itself, or deleted."""
-        known = {record.unpack_instance(value).sequence for _, value in snapshot.scan(b"instances")}
+        live = {record.unpack_instance(value).sequence for _, value in snapshot.scan(b"instances")}
+        known = live.copy()
         known |= {record.unpack_instance(value).sequence for _, value in snapshot.scan(b"revisions")}
         gone: dict[bytes, int] = {}
         unknown: list[tuple[int, bytes, str]] = []
@@ -236,6 +249,7 @@ class _Verify:
                 continue
             for row in self._head_records(files[number], state.end):
                 sequence = row.record.sequence
+                live.discard(sequence)
                 if row.record.kind == packs.DELETED:
                     for uid in ledger.unpack_uids(row.payload):
                         gone[uid] = max(gone.get(uid, 0), sequence)
@@ -247,6 +261,12 @@ class _Verify:
                         self._problem(f"a head can't be read: {failure}", where, "none: it is not in use")
                         continue
                     unknown.append((sequence, parsed.uid, where))
+        if live:  # can be read, perhaps, but a rebuild would not find it
+            for _, found in snapshot.scan(b"instances"):
+                if record.unpack_instance(found).sequence in live:
+                    self._bad_uids.append(catalog.uid_of(found))
+                    name = self._bad_uids[-1].decode("latin-1")
+                    self._problem("the record of its head is damaged", name, "send the object again")
         for sequence, uid, where in unknown:
             key = snapshot.get(b"sop_uids", uid)
             value = snapshot.get(b"instances", key) if key is not None else None
@@ -276,13 +296,17 @@ class _Verify:
         finally:
             os.close(fd)
 
+    def _on_bad_blob(self, container: int, offset: int) -> None:
+        where = f"byte {offset} of pack {container}"
+        self._problem("a blob's record is damaged", where, "send one of its objects again")
+
     def _on_bad_record(self, container: int, offset: int) -> None:
         self._problem("a head is damaged", f"byte {offset} of pack {container}", "send the object again")
 
     # Series, studies, patients.
 
     def _check_levels(self, snapshot: Snapshot) -> None:
-        """Counts are sums, donors are the smallest, keys and columns are those of the records."""
+        """Counts are sums, donors are the smallest and speak, keys and columns are those of the records."""
         rebuild = "run: hilum rebuild"
         key_count = 0
         for number, value in snapshot.scan(b"studies"):
@@ -300,11 +324,15 @@ class _Verify:
                 counted = len(found), sum(size for _, size in found), min(found)[0] if found else b""
                 if counted != (series.instance_count, series.byte_count, series.donor):
                     self._problem("a series counts other instances than it has", name, rebuild)
+                if self._says_other(snapshot, series.donor, series.entries, level=record.SERIES):
+                    self._problem("a series has other attributes than its donor", name, rebuild)
             summed = len(rows), sum(row.instance_count for row in rows), sum(row.byte_count for row in rows)
             if summed != (study.series_count, study.instance_count, study.byte_count):
                 self._problem("a study counts other series than it has", name, rebuild)
             if rows and min(row.donor for row in rows) != study.donor:
                 self._problem("a study has its attributes from the wrong instance", name, rebuild)
+            elif self._says_other(snapshot, study.donor, study.entries, level=record.STUDY):
+                self._problem("a study has other attributes than its donor", name, rebuild)
             wanted = keys.keys_of(study, U32.unpack(number)[0], uid)
             key_count += len(wanted)
             if any(snapshot.get(b"keys", key) != number for key in wanted):
@@ -316,8 +344,46 @@ class _Verify:
                     self._problem("a study is not in all of its columns", name, rebuild)
             if snapshot.get(b"patients", U32.pack(study.patient)) is None:
                 self._problem("a study has no patient", name, rebuild)
+            if snapshot.get(b"patient_ids", catalog.patient_key(study.entries, uid)) != U32.pack(
+                study.patient
+            ):
+                self._problem("a study is under another patient than its own", name, rebuild)
         if key_count != snapshot.count(b"keys"):
             self._problem("there are keys of studies that are gone", "keys", rebuild)
+
+        for number, value in snapshot.scan(b"patients"):
+            self._check_patient(snapshot, number, record.unpack_patient(value))
+
+    def _check_patient(self, snapshot: Snapshot, number: bytes, patient: record.Patient) -> None:
+        name = record.text_of(patient.entries, record.NUMBER_OF[0x00100020]) or "a patient without an ID"
+        studies = [
+            record.unpack_study(value)
+            for key, _ in snapshot.scan_prefix(b"patient_studies", number)
+            if (value := snapshot.get(b"studies", key[4:])) is not None
+        ]
+        summed = (
+            len(studies),
+            sum(study.series_count for study in studies),
+            sum(study.instance_count for study in studies),
+            sum(study.byte_count for study in studies),
+        )
+        if summed != patient[:4]:
+            self._problem("a patient counts other studies than it has", name, "run: hilum rebuild")
+        donor, entries = min(((study.donor, study.entries) for study in studies), default=(b"", b""))
+        if (donor, catalog.patient_entries(entries)) != (patient.donor, patient.entries):
+            self._problem("a patient has other attributes than its donor", name, "run: hilum rebuild")
+
+    def _says_other(self, snapshot: Snapshot, donor: bytes, entries: bytes, *, level: int) -> bool:
+        """Whether a series or study says other than the head of its donor; no, if that can't be read."""
+        key = snapshot.get(b"sop_uids", donor) if donor else None
+        value = snapshot.get(b"instances", key) if key is not None else None
+        if value is None:
+            return False
+        try:
+            parsed = header.parse_head(self._store.read_head(record.unpack_instance(value)))
+        except HilumError:
+            return False  # told already
+        return record.levels_of(parsed.upper)[level == record.SERIES] != entries
 
     def _mark(self) -> None:
         with self._store.folder.commit_lock(), self._store.index.write() as change:

@@ -25,7 +25,7 @@ from hilum.engine.folder import CommitLock, Folder
 from hilum.engine.index import BlobPlace, Change, Index, PackState, Snapshot
 from hilum.engine.ledger import Ledger, Stored, Verdict
 from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK, PackFile, PackReader, PackWriter, Place
-from hilum.engine.prepare import Prepared
+from hilum.engine.prepare import Blob, Prepared
 from hilum.engine.record import Instance
 from hilum.errors import Corrupt, HilumError, StoreBroken
 
@@ -120,6 +120,8 @@ class Writer:
                 except BaseException as error:
                     for member in group:
                         member.error = error
+                        for prepared in member.objects:
+                            prepared.discard()  # their descriptors would stay open, and their spool files
                 finally:
                     for member in group:
                         member.done = True
@@ -137,6 +139,15 @@ class Writer:
             self._guard(lambda: self._append_blobs(objects, policy))
             for prepared in objects:
                 prepared.let_go()
+
+    def append_blob(self, blob: Blob) -> None:
+        """Append one blob of an object that is still being read; its bytes need not be kept after that."""
+        with self._lead:
+            self._prepare_to_write()
+            with self._index.read() as snapshot:
+                self._guard(lambda: self._append_blob(snapshot, blob))
+            if self._bulk is not None:
+                self._guard(self._bulk.flush)
 
     def delete(self, uids: Sequence[bytes]) -> int:
         """Delete instances by SOP Instance UID, durably; return how many were there."""
@@ -242,18 +253,22 @@ class Writer:
                     continue  # will be refused: its bytes must not fill the store
                 self._waiting[prepared.uid] = prepared.identity
                 for blob in prepared.blobs:
-                    if blob.place is not None or blob.digest in self._places:
-                        continue
-                    known = snapshot.place(blob.digest)
-                    if known is not None and not known.bad:
-                        continue
-                    if known is not None:
-                        self._healed[blob.digest] = known
-                    self._places[blob.digest] = self._bulk_pack().append(
-                        packs.BLOB, blob.data, blob.length, digest=blob.digest, crc=blob.crc
-                    )
+                    if blob.place is None and len(blob.data) == blob.length:
+                        self._append_blob(snapshot, blob)
         if self._bulk is not None:
             self._bulk.flush()
+
+    def _append_blob(self, snapshot: Snapshot, blob: Blob) -> None:
+        if blob.digest in self._places:
+            return
+        known = snapshot.place(blob.digest)
+        if known is not None:
+            if not known.bad:
+                return
+            self._healed[blob.digest] = known
+        self._places[blob.digest] = self._bulk_pack().append(
+            packs.BLOB, blob.data, blob.length, digest=blob.digest, crc=blob.crc
+        )
 
     def _is_taken(self, snapshot: Snapshot, prepared: Prepared) -> bool:
         waiting = self._waiting.get(prepared.uid)
@@ -314,9 +329,15 @@ class Writer:
             if there is None:
                 result = Result.STORED
             elif there[0] == prepared.identity:
-                # A blob of a stored object is appended only when it was lost or damaged.
+                # A blob of a stored object is appended only when it was lost or damaged, or when another
+                # process has stored the same object since.
                 healed = bad or (
-                    uid not in group and any(blob.digest in self._places for blob in prepared.blobs)
+                    uid not in group
+                    and any(
+                        blob.digest in self._places
+                        and ((place := snapshot.place(blob.digest)) is None or place.bad)
+                        for blob in prepared.blobs
+                    )
                 )
                 result = Result.HEALED if healed else Result.DUPLICATE
             else:
@@ -634,6 +655,7 @@ class _Unsealed:
 
     def __init__(self, file: PackFile, fd: int, info: packs.PackInfo, end: int) -> None:
         self.file, self.fd, self.info, self.end = file, fd, info, end
+        self._begin = end
         self.size = os.fstat(fd).st_size
         self.sealed = False
 
@@ -645,9 +667,15 @@ class _Unsealed:
             self.sealed = True  # otherwise it is cut: nothing may lie behind a footer
 
     def cut(self) -> None:
+        """Drop what is not whole, and make durable what is."""
         if self.end < self.size:
             os.ftruncate(self.fd, self.end)
             self.size = self.end
+        # What is left is written again: if a sync failed here, the kernel takes its pages for clean, and
+        # reads them out of memory, though they never reached the disk. A sync writes only what is dirty.
+        at = self._begin
+        while at < self.end and (data := os.pread(self.fd, min(1 << 20, self.end - at), at)):
+            at += os.pwrite(self.fd, data, at)
         os.fsync(self.fd)
 
 

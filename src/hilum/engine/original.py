@@ -1,0 +1,111 @@
+"""Takes a stored head, and a way to read blobs; gives the file that came in, whole or where it is looked at.
+
+Checks nothing: the store holds a checksum against what leaves it whole. Looks nothing up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hilum.engine.record import Head, Value
+
+NO_TEXT_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "UN"))
+
+
+def original_pieces(head: Head, read_blob: Callable[[bytes, int], Iterator[bytes]]) -> Iterator[bytes]:
+    """Head and blobs, put together as the file that came in."""
+    at = 0  # in the head's bytes
+    gone = 0  # bytes of holes so far
+    for hole in head.holes:
+        end = hole.offset - gone
+        yield head.head[at:end]
+        yield from read_blob(hole.digest, hole.length)
+        at = end
+        gone += hole.length
+    yield head.head[at:]
+
+
+def read_element(file: OriginalFile, tag: int) -> tuple[str, list[Value]]:
+    """(VR, values) of any element of a stored object, read by pydicom; ("", []) where there is none."""
+    import warnings
+
+    import pydicom
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.suppress(Exception):  # pydicom raises many kinds; then there is no value
+            element = pydicom.dcmread(file, force=True, specific_tags=[tag], defer_size=1024).get(tag)
+            if element is not None:
+                vr = str(element.VR)
+                if vr in NO_TEXT_VRS or not element.VM:
+                    return vr, []
+                values = element.value if element.VM > 1 else [element.value]
+                return vr, [_plain(value) for value in values]
+    return "", []
+
+
+def _plain(value: object) -> Value:
+    """A value of pydicom's as one of ours: without its own classes of numbers, names and dates."""
+    for kind in (int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return str(value)
+
+
+class OriginalFile(io.RawIOBase):
+    """A stored object as a binary file: the head is in memory, the bulk values are read where asked for."""
+
+    def __init__(self, head: Head, read_blob: Callable[[bytes, int, int], bytes]) -> None:
+        self._head = head
+        self._read_blob = read_blob
+        self._at = 0
+        self.name = ""  # pydicom asks
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OriginalFile:
+        """For copies of pydicom's data sets, which read on from a file of their own."""
+        return OriginalFile(self._head, self._read_blob)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._head.original_length}[whence]
+        if base + offset < 0:
+            raise OSError(errno.EINVAL, "seek before the beginning")
+        self._at = base + offset
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        end = self._head.original_length
+        if size is not None and size >= 0:
+            end = min(end, self._at + size)
+        data = b"".join(self._pieces(self._at, end))
+        self._at = max(self._at, end)
+        return data
+
+    def _pieces(self, begin: int, end: int) -> Iterator[bytes]:
+        head, at, gone = self._head.head, begin, 0
+        for hole in self._head.holes:
+            if at >= end:
+                return
+            if at < hole.offset:
+                until = min(end, hole.offset)
+                yield head[at - gone : until - gone]
+                at = until
+            if hole.offset <= at < hole.offset + hole.length and at < end:
+                until = min(end, hole.offset + hole.length)
+                yield self._read_blob(hole.digest, at - hole.offset, until - at)
+                at = until
+            gone += hole.length
+        if at < end:
+            yield head[at - gone : end - gone]
