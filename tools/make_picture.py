@@ -1,6 +1,6 @@
 """Run some commands of Hilum over a folder of DICOM and draw what they print as docs/demo.svg.
 
-    python tools/make_picture.py FOLDER
+python tools/make_picture.py FOLDER
 """
 
 import re
