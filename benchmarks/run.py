@@ -45,8 +45,7 @@ ORTHANC_SMALL, ORTHANC_LARGE = 2_000, 100  # files of a sample: all of them woul
 # Why a required figure is not reached: what a profile showed. By row, or by "row: what was measured".
 REASONS: dict[str, str] = {
     "import-small-disk: rate to that of Orthanc": (
-        "both rates follow the disk, whose speed changes by the hour: 21 to 35 x was seen on one day. Ours "
-        "is bound by it (the syncs of each thousand files), Orthanc's by SQLite"
+        "both write to the same disk, whose speed changes by the hour: over one day it was 21 to 35 x"
     ),
     "import-small: rate to that of cp -r": (
         "20,000 files take 1.1 s of user and 0.5 s of system time, cp -r 1.1 s of system time alone: on two "
