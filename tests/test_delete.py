@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import run
 from makers import make_object, noise
 
 import hilum
-from hilum.cli import main
 from hilum.engine.rebuild import rebuild
 from hilum.engine.verify import verify
 from hilum.engine.writer import Policy
 from hilum.errors import BadQuery, NotFound, ReadOnly
 
 LEVELS = ("patients", "studies", "series", "instances")
-
-
-def run(*words: object) -> tuple[int, str, str]:
-    """Run the command line in this process; (exit status, standard output, standard error)."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as ended,
-    ):
-        main([os.fspath(word) if isinstance(word, Path) else str(word) for word in words])
-    out.seek(0)
-    err.seek(0)
-    return ended.value.code, out.read(), err.read()
 
 
 def problems(store: hilum.Store) -> list[Any]:
@@ -138,7 +122,8 @@ def test_an_empty_store_that_was_full_answers_as_one_that_never_was(path, tmp_pa
         assert counts(store) == dict.fromkeys(LEVELS, 0)
         assert [store.find(level) for level in LEVELS] == [[], [], [], []]
         assert [store.find(level, {"PatientName": "*"}) for level in LEVELS] == [[], [], [], []]
-        assert store.index.entry_count(b"keys") == store.index.entry_count(b"columns") == 0
+        with store.index.read() as snapshot:
+            assert snapshot.count(b"keys") == snapshot.count(b"columns") == 0
         assert problems(store) == []
 
 

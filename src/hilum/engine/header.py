@@ -24,7 +24,6 @@ INFLATED_MAX = 4 << 30  # bytes of an inflated data set
 FALLBACK_MAX = 4 << 20  # bytes of a file that pydicom is asked to read: at worst some seconds of its time
 UID_MAX = 128  # the Standard's limit is 64; writers that pass it are many, and harmless
 
-DEFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99"
 IMPLICIT_SYNTAX = b"1.2.840.10008.1.2"
 EXPLICIT_SYNTAX = b"1.2.840.10008.1.2.1"
 BIG_ENDIAN_SYNTAX = b"1.2.840.10008.1.2.2"

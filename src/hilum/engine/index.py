@@ -170,11 +170,6 @@ class Index:
                 raise ReadOnly("the index was opened for reading") from failure
             raise StoreBroken(f"the index can't be written: {_words(failure)}") from failure
 
-    def check_readers(self) -> int:
-        """Free the slots of readers that were killed; return how many."""
-        count: int = self._env.reader_check()
-        return count
-
     def file_bytes(self) -> int:
         """Bytes that the index takes on disk."""
         return os.stat(os.path.join(self._key, "data.mdb")).st_blocks * 512
@@ -188,11 +183,6 @@ class Index:
                 pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
                 found[name.decode()] = pages * stat["psize"]
             return found
-
-    def entry_count(self, table: bytes) -> int:
-        with self._env.begin() as txn:
-            count: int = txn.stat(self._tables[table])["entries"]
-            return count
 
 
 class Snapshot:

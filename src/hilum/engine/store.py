@@ -230,7 +230,7 @@ class Store:
             raise BadQuery(f"{level!r} is no level: patients, studies, series or instances")
         if offset < 0 or (limit is not None and limit < 0):
             raise BadQuery("limit and offset can't be negative")
-        wanted = query.parse_keys(keys.items() if isinstance(keys, dict) else keys)
+        wanted = query.parse_keys(_pairs(keys))
         by = [_order_of(name) for name in order]
         with self._index.read() as snapshot:
             found = query.Query(snapshot, query.LEVELS[level], wanted, self._read_left)
@@ -244,7 +244,7 @@ class Store:
         Each series is looked up when its turn comes, so that nothing holds old pages of the index for long;
         what is deleted meanwhile is left out.
         """
-        wanted = query.parse_keys(keys.items() if isinstance(keys, dict) else keys)
+        wanted = query.parse_keys(_pairs(keys))
         with self._index.read() as snapshot:
             found = query.Query(snapshot, record.SERIES, wanted, self._read_left)
             series_keys = [row.key for row in found.rows()]
@@ -260,7 +260,7 @@ class Store:
         Raises:
             BadQuery: as find().
         """
-        wanted = query.parse_keys(keys.items() if isinstance(keys, dict) else keys)
+        wanted = query.parse_keys(_pairs(keys))
         if level not in query.LEVELS:
             raise BadQuery(f"{level!r} is no level: patients, studies, series or instances")
         uids: list[bytes] = []
@@ -423,7 +423,7 @@ class Store:
         Raises:
             BadQuery: as find(), and when there is no key at all.
         """
-        pairs = list(keys.items() if isinstance(keys, dict) else keys)
+        pairs = list(_pairs(keys))
         if not query.parse_keys(pairs):
             raise BadQuery("delete needs a key that narrows it down; to empty a store, remove its folder")
         return self.writer.delete(self.find_uids(level, pairs))
@@ -449,6 +449,10 @@ def _descriptor_of(file: BinaryIO) -> int:
     if not isinstance(raw, io.FileIO) or not stat.S_ISREG(os.fstat(raw.fileno()).st_mode) or file.tell():
         return -1
     return raw.fileno()
+
+
+def _pairs(keys: dict[str, str] | Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+    return keys.items() if isinstance(keys, dict) else keys
 
 
 def _is_in_row(row: query.Row, path: tuple[int, ...]) -> bool:
