@@ -40,7 +40,7 @@ def extension(name, *includes):
 
 setup(
     ext_modules=cythonize(
-        [extension("_fastparse", "src/_sequence_tags.pxi"), extension("_fastio")],
+        [extension("_fastparse", "src/_sequence_tags.pxi"), extension("_fastio"), extension("_fastpack")],
         annotate=annotate,
     )
 )

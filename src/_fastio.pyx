@@ -6,6 +6,7 @@ A batch is read in one call with the GIL given up once, not once for each file: 
 each return of the GIL may cost 5 ms.
 """
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -18,13 +19,16 @@ cdef enum:
     TOO_LARGE = -2      # larger than the caller takes at once; nothing was read
     GROWN = -3          # the file changed its size while it was read
 
-cdef struct Job:
-    const char* path
-    uint64_t offset
+cdef struct FileStatus:     # little endian, as every machine is that this runs on
     uint64_t size
     int64_t mtime_ns
     int64_t ctime_ns
     uint64_t inode
+
+cdef struct Job:
+    const char* path
+    uint64_t offset
+    FileStatus status
     int error           # 0, an errno, or one of the above
 
 
@@ -42,22 +46,22 @@ cdef bint read_one(Job* job, uint8_t* arena, uint64_t used, uint64_t room, uint6
         job.error = errno
         close(fd)
         return True
-    job.size = st.st_size
-    job.inode = st.st_ino
-    job.mtime_ns = <int64_t>st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec
-    job.ctime_ns = <int64_t>st.st_ctim.tv_sec * 1000000000 + st.st_ctim.tv_nsec
+    job.status.size = st.st_size
+    job.status.inode = st.st_ino
+    job.status.mtime_ns = <int64_t>st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec
+    job.status.ctime_ns = <int64_t>st.st_ctim.tv_sec * 1000000000 + st.st_ctim.tv_nsec
     job.offset = used
     job.error = 0
     if not S_ISREG(st.st_mode):
         job.error = NOT_REGULAR
-    elif job.size > size_max:
+    elif job.status.size > size_max:
         job.error = TOO_LARGE
-    elif job.size > room - used:
+    elif job.status.size > room - used:
         close(fd)
         return False
     else:
-        while done < job.size:
-            got = read(fd, arena + used + done, job.size - done)
+        while done < job.status.size:
+            got = read(fd, arena + used + done, job.status.size - done)
             if got < 0:
                 if errno == EINTR:
                     continue
@@ -83,9 +87,9 @@ def read_files(
 ):
     """Read paths[first:], each bytes, one after another into `arena` until it holds `enough` bytes or is full.
 
-    Return [(offset, size, mtime_ns, ctime_ns, inode, error)] for as many as were handled, at least one; `error` is
-    0, an errno or an ERROR_ constant. A file larger than `size_max` bytes, which must not be more than
-    the arena, is told apart and not read.
+    Return [(offset, size, status, error)] for as many as were handled, at least one; `error` is 0, an errno or an
+    ERROR_ constant. `status` tells whether a file is still the same: its FileStatus as bytes. A file larger
+    than `size_max` bytes, which must not be more than the arena, is told apart and not read.
     """
     cdef Py_ssize_t count = len(paths) - first, handled = 0, i
     cdef uint64_t used = 0, room = arena.shape[0]
@@ -102,16 +106,17 @@ def read_files(
         for i in range(count):
             path = paths[first + i]
             jobs[i].path = path
-            jobs[i].offset = jobs[i].size = jobs[i].inode = 0
-            jobs[i].mtime_ns = jobs[i].ctime_ns = 0
+            jobs[i].offset = 0
+            jobs[i].status = FileStatus(0, 0, 0, 0)
         with nogil:
             while handled < count and used < enough:
                 if not read_one(&jobs[handled], &arena[0], used, room, size_max):
                     break
                 if jobs[handled].error == 0:
-                    used += jobs[handled].size
+                    used += jobs[handled].status.size
                 handled += 1
-        return [(jobs[i].offset, jobs[i].size, jobs[i].mtime_ns, jobs[i].ctime_ns, jobs[i].inode, jobs[i].error)
+        return [(jobs[i].offset, jobs[i].status.size,
+                 PyBytes_FromStringAndSize(<char*>&jobs[i].status, sizeof(FileStatus)), jobs[i].error)
                 for i in range(handled)]
     finally:
         free(jobs)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent / "src" / "hilum"
 
 # Imports go to the left only; inside a layer, but for the engine, any way that is no circle.
 LAYERS = ("errors", "dicom", "engine", "pixels", "api", "cli")
-COMPILED = {"_fastparse": "engine", "_fastio": "engine"}  # whose they are
+COMPILED = {"_fastparse": "engine", "_fastio": "engine", "_fastpack": "engine"}  # whose they are
 
 # Inside the engine each module imports from those before it only: bytes on disk, then what they mean, then
 # the changes of state and who enters them, then the store, then what works on many.

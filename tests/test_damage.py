@@ -146,23 +146,24 @@ class Failing:
 
     def __init__(self, names: tuple[str, ...], at: int, error: int) -> None:
         self.count = 0
+        self._at, self._error = at, error
         for name in names:
-            setattr(self, name, self._failing(getattr(os, name), at, error))
+            setattr(self, name, self.instead_of(getattr(os, name)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
 
-    def _failing(self, call: Any, at: int, error: int) -> Any:
+    def instead_of(self, call: Any) -> Any:
         def perhaps(*arguments: Any, **options: Any) -> Any:
             self.count += 1
-            if self.count > at:
-                raise OSError(error, os.strerror(error))
+            if self.count > self._at:
+                raise OSError(self._error, os.strerror(self._error))
             return call(*arguments, **options)
 
         return perhaps
 
 
-WRITES = ("write", "pwrite", "pwritev", "ftruncate")
+WRITES = ("write", "pwrite", "ftruncate")  # and of records, which is compiled
 SYNCS = ("fsync", "fdatasync")
 
 
@@ -231,6 +232,9 @@ def test_whichever_write_or_sync_fails_nothing_that_was_told_is_lost(
             with monkeypatch.context() as patch:
                 for module in (packs, folder, writer):
                     patch.setattr(module, "os", failing)
+                if names is WRITES:
+                    write = failing.instead_of(packs.PackWriter._write_queue)
+                    patch.setattr(packs.PackWriter, "_write_queue", write)
                 try:
                     _, told = operation(store, number, tmp_path)
                 except StoreBroken:
@@ -272,16 +276,52 @@ def test_whichever_write_or_sync_fails_nothing_that_was_told_is_lost(
         assert answers(store) == found
 
 
+# Takes at most 700 bytes, or half of the first buffer, of what should be written at once.
+SHORT_WRITES = r"""
+#define _GNU_SOURCE
+#include <sys/uio.h>
+#include <unistd.h>
+ssize_t pwritev64(int fd, const struct iovec *iov, int count, off64_t offset)
+{
+    size_t size = iov[0].iov_len > 1400 ? 700 : (iov[0].iov_len + 1) / 2;
+    (void)count;
+    write(2, ".", 1);
+    return pwrite(fd, iov[0].iov_base, size, offset);
+}
+"""
+RECORDS = """
+import os, sys
+from hilum._fastpack import RecordQueue
+queue = RecordQueue(0x1234567890ABCDEF)
+for n in range(200):
+    queue.add(4, bytes([n]) * (n * 37 % 2_000), n, bytes(32), n)
+queue.write(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), 64)
+"""
+
+
+def test_records_of_which_the_kernel_takes_some_bytes_at_a_time_are_written_whole(tmp_path: Path) -> None:
+    (tmp_path / "short.c").write_text(SHORT_WRITES)
+    library = tmp_path / "short.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "short.c"], check=True)
+    calls = {}
+    for name, preload in (("short", str(library)), ("whole", "")):
+        environment = os.environ | {"LD_PRELOAD": preload}
+        command = [sys.executable, "-c", RECORDS, str(tmp_path / name)]
+        ran = subprocess.run(command, check=True, env=environment, stderr=subprocess.PIPE)
+        calls[name] = len(ran.stderr)
+
+    assert calls["short"] > 400
+    assert calls["whole"] == 0
+    assert (tmp_path / "short").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert (tmp_path / "whole").stat().st_size > 100_000
+
+
 def test_a_write_that_takes_only_some_bytes_is_carried_on(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Short:
         def __getattr__(self, name: str) -> Any:
             return getattr(os, name)
-
-        def pwritev(self, fd: int, buffers: list[Any], offset: int) -> int:
-            first = memoryview(buffers[0]).cast("B")
-            return os.pwrite(fd, first[: max(1, len(first) // 2)], offset)
 
         def pwrite(self, fd: int, data: Any, offset: int) -> int:
             return os.pwrite(fd, memoryview(data).cast("B")[:5_000], offset)

@@ -107,8 +107,9 @@ def be_deadly(left: int) -> None:
     """Die at a step of a commit: a random moment seldom hits the short ones."""
     Deadly.left = left
     opening = ["open", "close", "rename", "unlink", "ftruncate"]
-    names = [*opening, "write", "pwrite", "pwritev", "fsync", "fdatasync"]
+    names = [*opening, "write", "pwrite", "fsync", "fdatasync"]
     packs.os = folder.os = writer.os = Deadly(os, names)
+    packs.PackWriter._write_queue = Deadly._counted(packs.PackWriter._write_queue)  # compiled below that
     Change.__exit__ = Deadly._counted(Change.__exit__)  # aborts are commits' neighbours too
 
 

@@ -23,6 +23,7 @@ import pytest
 import hilum
 
 ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted(path.stem for path in (ROOT / "src").glob("*.pyx"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -95,8 +96,8 @@ def test_the_sdist_has_all_that_a_build_and_a_test_run_need(sdist):
         names = {name.partition("/")[2] for name in archive.getnames()}
 
     needed = {"setup.py", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "Makefile", ".ci/run"}
-    needed |= {"src/_fastparse.pyx", "src/_fastio.pyx", "src/_sequence_tags.pxi"}
-    needed |= {"src/hilum/py.typed", "src/hilum/_fastparse.pyi", "src/hilum/_fastio.pyi"}
+    needed |= {f"src/{module}.pyx" for module in MODULES} | {"src/_sequence_tags.pxi"}
+    needed |= {f"src/hilum/{module}.pyi" for module in MODULES} | {"src/hilum/py.typed"}
     needed |= {"docs/format.md", "tests/test_format.py", "tests/powerloss/recorder.c"}
     assert needed - names == set()
 
@@ -113,8 +114,8 @@ def test_the_wheel_has_the_compiled_modules_and_their_types(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
 
-    assert {"hilum/py.typed", "hilum/_fastparse.pyi", "hilum/_fastio.pyi"} <= set(names)
-    for module in ("_fastparse", "_fastio"):
+    assert {f"hilum/{module}.pyi" for module in MODULES} | {"hilum/py.typed"} <= set(names)
+    for module in MODULES:
         assert len([name for name in names if re.fullmatch(rf"hilum/{module}\.[\w.-]+\.so", name)]) == 1
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0] for name in names} == {"hilum", f"hilum-{hilum.__version__}.dist-info"}

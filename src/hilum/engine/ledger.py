@@ -24,18 +24,6 @@ _VERDICT = Struct("<BQQ32s32s")  # version, arrival, sequence that was kept, ide
 _BAD = Struct("<IQ")
 
 
-class Stored(NamedTuple):
-    """An instance whose head is in a pack."""
-
-    sequence: int
-    study: bytes
-    series: bytes
-    uid: bytes
-    upper: bytes
-    instance: Instance
-    fresh: bool = False  # the caller has just seen that this UID is not stored
-
-
 class Verdict(NamedTuple):
     """A conflict that was decided for what was stored already."""
 
@@ -115,24 +103,29 @@ class Ledger:
         self._changes: list[tuple[bytes, bytes]] = []
         self._last = 0
 
-    def stored(self, event: Stored) -> bytes:
-        """Enter an instance; return its key. One that is there already becomes a revision, or is healed."""
+    def stored(
+        self, study: bytes, series: bytes, uid: bytes, upper: bytes, instance: Instance, *, fresh: bool = False
+    ) -> bytes:
+        """Enter an instance whose head is in a pack; return its key.
+
+        One that is there already becomes a revision, or is healed. `fresh` says that the caller has just
+        seen that this UID is not stored.
+        """
         kind = CHANGE_STORED
-        if not event.fresh and (found := self._find(event.uid)) is not None:
-            key, old, study, series = found
-            if old.identity == event.instance.identity and (study, series) == (event.study, event.series):
-                self._keep(event, key)
-                self._change.delete(b"bad", event.uid)
-                self._note(event.sequence, kind, key)
+        if not fresh and (found := self._find(uid)) is not None:
+            key, old, old_study, old_series = found
+            if old.identity == instance.identity and (old_study, old_series) == (study, series):
+                self._keep(key, study, series, uid, instance)
+                self._change.delete(b"bad", uid)
+                self._note(instance.sequence, kind, key)
                 return key
-            self._withdraw(event.uid, key, old, study, series)
+            self._withdraw(uid, key, old, old_study, old_series)
             revision = record.pack_instance(old)
-            self._change.put(b"revisions", revision_key(event.uid, old.sequence), revision)
+            self._change.put(b"revisions", revision_key(uid, old.sequence), revision)
             kind = CHANGE_REPLACED
-        size = event.instance.original_length
-        key = self._catalog.add(event.study, event.series, event.uid, event.upper, size)
-        self._keep(event, key)
-        self._note(event.sequence, kind, key)
+        key = self._catalog.add(study, series, uid, upper, instance.original_length)
+        self._keep(key, study, series, uid, instance)
+        self._note(instance.sequence, kind, key)
         return key
 
     def deleted(self, sequence: int, uids: Sequence[bytes]) -> int:
@@ -185,10 +178,10 @@ class Ledger:
             return None
         return key, record.unpack_instance(value), *uids_of_key(self._change, key)
 
-    def _keep(self, event: Stored, key: bytes) -> None:
-        self._instances[key] = record.pack_instance(event.instance)
-        self._uids[event.uid] = key
-        self._open[event.uid] = key, event.instance, event.study, event.series
+    def _keep(self, key: bytes, study: bytes, series: bytes, uid: bytes, instance: Instance) -> None:
+        self._instances[key] = record.pack_instance(instance)
+        self._uids[uid] = key
+        self._open[uid] = key, instance, study, series
 
     def _withdraw(self, uid: bytes, key: bytes, old: Instance, study: bytes, series: bytes) -> None:
         self._catalog.remove(key, uid, old.original_length, study, series)

@@ -26,6 +26,7 @@ from typing import NamedTuple
 from blake3 import blake3
 from isal.isal_zlib import crc32
 
+from hilum._fastpack import RecordQueue, record_header
 from hilum.errors import Corrupt, ReadOnly, StoreBroken
 
 HEAD_PACK, BULK_PACK, FILE_PACK = 1, 2, 3
@@ -52,7 +53,6 @@ ALIGN = 8
 assert PACK_HEADER.size == RECORD_HEAD.size + RECORD_TAIL.size == RECORD_SIZE
 assert TRAILER.size == 32
 
-IOV_MAX = 1024  # buffers in one pwritev
 FLUSH_BYTES = 8 << 20
 WRITEBACK_BYTES = 16 << 20
 _SYNC_FILE_RANGE_WRITE = 2
@@ -108,13 +108,6 @@ def read_info(fd: int, name: str) -> PackInfo:
         if magic == PACK_MAGIC and version == PACK_VERSION and crc32(data[:56]) == crc:
             return PackInfo(kind, store, number, salt)
     raise Corrupt(f"{name}: no pack header")
-
-
-def _record_header(salt: int, kind: int, length: int, sequence: int, digest: bytes, crc: int) -> bytes:
-    # The magic and the CRC are mixed with the pack's random salt, so that bytes of an attacker's pixels
-    # can't be made to look like a record of ours.
-    tail = RECORD_TAIL.pack(kind, CODEC_RAW, DIGEST_BLAKE3, 0, crc, length, sequence, digest)
-    return RECORD_HEAD.pack(RECORD_MAGIC ^ (salt & 0xFFFFFFFF), crc32(tail, salt >> 32)) + tail
 
 
 def parse_record(data: bytes, offset: int, salt: int) -> Record | None:
@@ -278,8 +271,7 @@ class PackWriter:
         self.end = end  # where the next record begins; behind what is buffered
         self._fd = fd
         self._info = info
-        self._buffers: list[Buffer] = []
-        self._buffered = 0
+        self._queue = RecordQueue(info.salt)
         self._flushed = end
         self._written_back = end
         self._failure: OSError | None = None
@@ -298,8 +290,7 @@ class PackWriter:
             if not lock_file(fd):
                 raise StoreBroken(f"pack {number} was locked at birth")
             header = pack_header(info)
-            if os.pwrite(fd, header, 0) != len(header):
-                raise OSError(errno.ENOSPC, "pack header was written in part")
+            write_exactly(fd, header, 0)
             os.fsync(fd)
             sync_directory(directory)
         except OSError as failure:
@@ -308,7 +299,7 @@ class PackWriter:
         return cls(fd, info, PACK_HEADER.size, fresh=True)
 
     def append(
-        self, kind: int, payload: Buffer, length: int, *, digest: bytes, crc: int, sequence: int = 0
+        self, kind: int, payload: Buffer, *, digest: bytes, crc: int, sequence: int = 0
     ) -> Place:
         """Queue one record after the last one; not written before flush(), not durable before sync().
 
@@ -319,23 +310,17 @@ class PackWriter:
                 so the writer refuses all further work.
         """
         offset = self.end + RECORD_SIZE
-        self._buffers.append(_record_header(self._info.salt, kind, length, sequence, digest, crc))
-        if length:
-            self._buffers.append(payload)
-        if pad := padding(length):
-            self._buffers.append(b"\0" * pad)
-        self.end = offset + length + pad
-        self._buffered += RECORD_SIZE + length + pad
+        self.end += self._queue.add(kind, payload, sequence, digest, crc)
         if self._entries is not None and kind == BLOB:
-            self._entries += FOOTER_ENTRY.pack(digest, offset, length)
-        if len(self._buffers) > IOV_MAX - 3 or self._buffered >= FLUSH_BYTES:
+            self._entries += FOOTER_ENTRY.pack(digest, offset, len(payload))
+        if self._queue.is_full or self._queue.length >= FLUSH_BYTES:
             self.flush()
-        return Place(self.number, offset, length)
+        return Place(self.number, offset, len(payload))
 
     def flush(self) -> None:
         """Hand what is queued to the kernel, and let it begin to write it to disk."""
-        if self._buffers:
-            self._guard(self._write_buffers)
+        if self._queue.count:
+            self._guard(self._write_queue)
 
     def sync(self) -> None:
         """Make every record appended so far survive power loss.
@@ -358,12 +343,13 @@ class PackWriter:
                     entries += FOOTER_ENTRY.pack(record.digest, record.offset, record.length)
         footer_at = self.end
         payload = bytes(entries)
-        self.append(FOOTER, payload, len(payload), digest=bytes(32), crc=crc32(payload))
+        self.append(FOOTER, payload, digest=bytes(32), crc=crc32(payload))
         fixed = TRAILER.pack(
             TRAILER_MAGIC, footer_at, len(payload) // FOOTER_ENTRY.size, self._info.salt & 0xFFFFFFFF, 0
         )[:28]
-        self._buffers.append(fixed + crc32(fixed).to_bytes(4, "little"))
-        self._buffered += TRAILER.size
+        self.flush()
+        trailer = fixed + crc32(fixed).to_bytes(4, "little")
+        self._guard(lambda: write_exactly(self._fd, trailer, self.end))
         self.end += TRAILER.size
         self.sync()
 
@@ -371,21 +357,13 @@ class PackWriter:
         """Give the pack's lock up; what was not synced may be lost."""
         os.close(self._fd)
 
-    def _write_buffers(self) -> None:
-        buffers, self._buffers = self._buffers, []
-        self._buffered = 0
-        offset = self._flushed
-        while buffers:
-            done = os.pwritev(self._fd, buffers[:IOV_MAX], offset)
-            if done == 0:
-                raise OSError(errno.ENOSPC, "nothing was written")
-            offset += done
-            buffers = _after(buffers, done)
-        self._flushed = offset
-        if offset - self._written_back >= WRITEBACK_BYTES:
+    def _write_queue(self) -> None:
+        self._queue.write(self._fd, self._flushed)
+        self._flushed = self.end
+        if self.end - self._written_back >= WRITEBACK_BYTES:
             # Starts the disk early, so that the sync at the end is short. It makes nothing durable.
-            _start_writeback(self._fd, self._written_back, offset - self._written_back)
-            self._written_back = offset
+            _start_writeback(self._fd, self._written_back, self.end - self._written_back)
+            self._written_back = self.end
 
     def _guard(self, write: Callable[[], object]) -> None:
         if self._failure is not None:
@@ -401,21 +379,21 @@ class PackWriter:
             ) from failure
 
 
+def write_exactly(fd: int, data: bytes, offset: int) -> None:
+    """Write all of some few bytes.
+
+    Raises:
+        OSError: the kernel took a part of them, or none.
+    """
+    if os.pwrite(fd, data, offset) != len(data):
+        raise OSError(errno.ENOSPC, "only a part was written")
+
+
 def pack_header(info: PackInfo) -> bytes:
     fixed = PACK_HEADER.pack(
         PACK_MAGIC, info.kind, PACK_VERSION, info.store, info.number, info.salt, time.time_ns() // 1000, 0
     )
     return fixed[:56] + crc32(fixed[:56]).to_bytes(4, "little") + fixed[60:]
-
-
-def _after(buffers: list[Buffer], done: int) -> list[Buffer]:
-    """What is left of the buffers when the first `done` bytes are written."""
-    for index, buffer in enumerate(buffers):
-        size = memoryview(buffer).nbytes
-        if done < size:
-            return [memoryview(buffer)[done:] if done else buffer, *buffers[index + 1 :]]
-        done -= size
-    return []
 
 
 def _start_writeback(fd: int, offset: int, length: int) -> None:
@@ -465,7 +443,7 @@ class FilePackWriter:
 
     def finish(self) -> Place:
         """Make the pack durable under its own name: rename, then sync of the directory."""
-        header = _record_header(self._info.salt, BLOB, self.length, 0, self.digest(), self._crc)
+        header = record_header(self._info.salt, BLOB, self.length, 0, self.digest(), self._crc)
         try:
             os.pwrite(self._fd, header, PACK_HEADER.size)
             os.fsync(self._fd)
@@ -526,6 +504,10 @@ def open_for_writing(file: PackFile) -> int | None:
     return None
 
 
+class NotCached(Exception):
+    """The bytes are not all in the page cache: to read them is to wait for the disk."""
+
+
 class PackReader:
     """Reads places. Keeps up to OPEN_MAX packs open; safe from several threads."""
 
@@ -562,6 +544,24 @@ class PackReader:
         if len(data) != length:
             raise Corrupt(f"pack {container} ends inside the {length} bytes at byte {offset}")
         return data
+
+    def read_now(self, kinds: Sequence[int], container: int, offset: int, length: int) -> bytes:
+        """The same without ever waiting for the disk, for callers that serve others meanwhile.
+
+        Raises:
+            NotCached: not all of it is in memory, or the file system can't tell: use read().
+            Corrupt: the pack is gone.
+        """
+        data = bytearray(length)
+        with self._lock:  # held to the end: it is a copy out of memory, and keeps the descriptor open
+            fd = self._descriptor(kinds, container)
+            try:
+                done = os.preadv(fd, (data,), offset, os.RWF_NOWAIT)
+            except (OSError, OverflowError):
+                raise NotCached from None
+        if done != length:  # the rest is on disk, or there is none: read() will tell
+            raise NotCached
+        return bytes(data)
 
     def _descriptor(self, kinds: Sequence[int], container: int) -> int:
         fd = self._open.get(container)

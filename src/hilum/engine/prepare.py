@@ -1,4 +1,5 @@
-"""Takes a file's bytes, or an open file; gives a Prepared: all that the writer appends and indexes for it.
+"""Takes a file's bytes, an open file, or bytes as they come; gives a Prepared: all that the writer appends
+and indexes for it.
 
 Splits the original into head and blobs, hashes the blobs, proves the split against the original's
 checksum, and makes the frame table. Looks nothing up and writes nothing, but for blobs too large for
@@ -10,12 +11,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from blake3 import blake3
 from isal.isal_zlib import crc32
 
-from hilum._fastparse import FLAG_PIXEL_WORDS
+from hilum import _fastparse as fast
+from hilum._fastpack import crc_of_two
 from hilum.engine import frametable, header, record
 from hilum.engine.header import Parsed
 from hilum.engine.packs import Place
@@ -25,6 +27,9 @@ from hilum.errors import BadDicom, Corrupt
 IN_MEMORY_MAX = 32 << 20  # bytes of a file read as a whole, and of a blob kept among others
 _CHUNK = 1 << 20
 _OFFSET_TABLE_MAX = 64 << 20  # bytes of an offset table that we read: some millions of frames
+_ENDLESS = 1 << 62  # the length of a file that nobody has told
+_LOOK_MIN = 1 << 20  # bytes of an arrival before its head is looked at: pixels of large objects begin sooner
+_DIVERTED_MIN = 64 << 10
 
 
 class Blob(NamedTuple):
@@ -56,6 +61,7 @@ class Prepared:
         "head_length",
         "identity",
         "journal",
+        "original_crc",
         "original_length",
         "own",
         "payload",
@@ -91,6 +97,7 @@ class Prepared:
         self.flags = parsed.flags
         self.transfer_syntax = parsed.transfer_syntax
         self.original_length = original_length
+        self.original_crc = original_crc
         self.identity = record.identity_of(parsed.transfer_syntax, parsed.data_set_at, holes, head)
         head_part = record.pack_head(
             Head(
@@ -133,7 +140,7 @@ def pixel_fields(parsed: Parsed, holes: Sequence[Hole]) -> tuple[int, int, int, 
     if parsed.pixels is None:
         return 0, 0, 0, 0, b"", False
     tag, offset, length, _ = parsed.pixels
-    words = bool(parsed.scan.flags & FLAG_PIXEL_WORDS)
+    words = bool(parsed.scan.flags & fast.FLAG_PIXEL_WORDS)
     for hole in holes:
         if hole.offset == offset:
             return tag, offset, length, hole.crc, hole.digest, words
@@ -162,11 +169,19 @@ def prepare(data: memoryview, *, source: bytes = b"") -> Prepared:
         )
     pieces, holes, blobs = [], [], []
     at = split_crc = 0
+    pixel_blocks: list[int] | None = None
     for offset, length, tag in parsed.holes:
         view = data[offset : offset + length]
-        digest, crc = blake3(view).digest(), crc32(view)
+        # One pass gives the checksums of the blocks, and out of them that of the value.
+        blocks = _block_crcs(view)
+        crc = blocks[0]
+        for index in range(1, len(blocks)):
+            crc = crc_of_two(crc, blocks[index], min(BLOCK_SIZE, length - index * BLOCK_SIZE))
+        if parsed.pixels is not None and offset == parsed.pixels[1]:
+            pixel_blocks = blocks
+        digest = blake3(view).digest()
         pieces.append(data[at:offset])
-        split_crc = crc32(view, crc32(pieces[-1], split_crc))
+        split_crc = crc_of_two(crc32(pieces[-1], split_crc), crc, length)
         holes.append(Hole(offset, length, tag, crc, digest))
         blobs.append(Blob(digest, crc, view, length))
         at = offset + length
@@ -182,9 +197,16 @@ def prepare(data: memoryview, *, source: bytes = b"") -> Prepared:
         holes=holes,
         inflated_holes=_inflated_holes(parsed),
         blobs=blobs,
-        table=_table_in_memory(parsed, data),
+        table=_table_in_memory(parsed, data, pixel_blocks),
         source=source,
     )
+
+
+def _block_crcs(value: memoryview) -> list[int]:
+    """The CRC-32 of each BLOCK_SIZE bytes, and of what is left."""
+    if len(value) <= BLOCK_SIZE:
+        return [crc32(value)]
+    return [crc32(value[at : at + BLOCK_SIZE]) for at in range(0, len(value), BLOCK_SIZE)]
 
 
 def _inflated_holes(parsed: Parsed) -> list[Hole]:
@@ -201,10 +223,12 @@ def prepare_file(
     make_sink: Callable[[], BlobSink],
     append: Callable[[Blob], None],
     source: bytes = b"",
+    diverted: Diverted | None = None,
 ) -> Prepared:
     """Prepare an object out of a file of any size, in bounded memory.
 
     Blobs larger than IN_MEMORY_MAX go to sinks; smaller ones that are too many to be kept go to `append`.
+    The file may lack one value, of which nothing is then read: it is `diverted` to its sink already.
 
     Raises:
         NotDicom, BadDicom: see header.parse.
@@ -225,8 +249,16 @@ def prepare_file(
             pieces.append(reader.read(at, offset - at))
             original_crc = crc32(pieces[-1], original_crc)
             is_pixels = parsed.pixels is not None and offset == parsed.pixels[1] and parsed.inflated is None
-            checksums = _FrameChecksums(_spans_in_file(parsed, reader)) if is_pixels else None
-            if length <= IN_MEMORY_MAX:
+            is_diverted = diverted is not None and (offset, length) == (diverted.offset, diverted.done)
+            checksums = None
+            if is_pixels and not is_diverted:
+                checksums = _FrameChecksums(_spans_in_file(parsed, reader))
+            if diverted is not None and is_diverted:
+                sinks.append(diverted.sink)
+                checksums = diverted.checksums if is_pixels else None
+                blob = Blob(diverted.sink.digest(), diverted.sink.crc(), b"", length, Place(0, 0, length))
+                original_crc = crc_of_two(original_crc, blob.crc, length)
+            elif length <= IN_MEMORY_MAX:
                 value = reader.read(offset, length)
                 original_crc = crc32(value, original_crc)
                 if checksums is not None:
@@ -250,6 +282,8 @@ def prepare_file(
             holes.append(Hole(offset, length, tag, blob.crc, blob.digest))
             blobs.append(blob)
             at = offset + length
+        if diverted is not None and diverted.sink not in sinks:
+            raise Corrupt("a value that was taken out of this file is none")  # ours, whatever the file holds
         pieces.append(reader.read(at, size - at))
         original_crc = crc32(pieces[-1], original_crc)
         prepared = Prepared(
@@ -269,6 +303,185 @@ def prepare_file(
         raise
     prepared.sinks = sinks
     return prepared
+
+
+class Diverted:
+    """Native Pixel Data that go to their sink as they come, and never lie in the file they came in."""
+
+    def __init__(self, sink: BlobSink, offset: int, length: int) -> None:
+        self.sink = sink
+        self.offset = offset  # in the file
+        self.length = length  # as the element says
+        self.done = 0  # bytes that have come
+        self.checksums = _FrameChecksums(None)
+
+    def take(self, chunk: bytes) -> bytes:
+        """Take what is ours off the front of a chunk; give the rest."""
+        taken = chunk[: self.length - self.done]
+        self.sink.write(taken)
+        self.checksums.update(taken)
+        self.done += len(taken)
+        return chunk[len(taken) :]
+
+
+class Names(NamedTuple):
+    """What a file that can't be stored says that it is, as far as it could be read; empty where it could not."""
+
+    study: bytes
+    uid: bytes
+    sop_class: bytes
+    is_whole: bool  # it could be read to its end: what is missing is missing
+
+
+class Arrival:
+    """A file that comes in by pieces, of a length that nobody has told. Not thread-safe.
+
+    It is held in memory while it is small. Native Pixel Data over IN_MEMORY_MAX go to a sink as soon as the head
+    tells of them, so that they are written once; whatever else is too large lies in a file without a name, and
+    is prepared from there. End it by finish() and then discard().
+    """
+
+    def __init__(
+        self,
+        *,
+        make_sink: Callable[[], BlobSink],
+        append: Callable[[Blob], None],
+        make_file: Callable[[], BinaryIO],
+        source: bytes = b"",
+    ) -> None:
+        self.length = 0  # bytes that have come
+        self._make_sink, self._append, self._make_file = make_sink, append, make_file
+        self._source = source
+        self._data = bytearray()
+        self._file: BinaryIO | None = None
+        self._diverted: Diverted | None = None
+        self._look_at = _LOOK_MIN
+        self._crc = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory."""
+        return len(self._data)
+
+    def is_quick(self, size: int) -> bool:
+        """Whether so many more bytes can be written without touching a disk or waiting for anybody."""
+        return self._file is None and len(self._data) + size < self._look_at
+
+    def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        """Take the bytes that follow those before.
+
+        Raises:
+            OSError: the file without a name can't be made or written.
+            StoreBroken: the sink can't.
+        """
+        self.length += len(chunk)
+        if self._file is not None:
+            self._write_out(bytes(chunk), self.length - len(chunk))
+            return
+        self._data += chunk
+        if len(self._data) >= self._look_at:
+            self._look()
+
+    def spool(self) -> None:
+        """Hold nothing in memory from now on."""
+        if self._file is None:
+            self._move_out(self._find_pixels())
+
+    def finish(self) -> Prepared:
+        """All has come. May be called again when the writer wants the object again, unless it was diverted.
+
+        Raises:
+            NotDicom, BadDicom: see header.parse.
+            OSError, StoreBroken: as write().
+        """
+        if self._file is None:
+            return prepare(memoryview(self._data), source=self._source)
+        os.ftruncate(self._file.fileno(), self.length)  # whatever was diverted is a gap in it
+        prepared = prepare_file(
+            self._file.fileno(),
+            self.length,
+            make_sink=self._make_sink,
+            append=self._append,
+            source=self._source,
+            diverted=self._diverted,
+        )
+        if prepared.original_crc != self._crc:
+            prepared.discard()
+            raise Corrupt("what came in is not what was prepared")
+        return prepared
+
+    @property
+    def can_finish_again(self) -> bool:
+        return self._diverted is None
+
+    def names(self) -> Names:
+        """What this is, when finish() has failed.
+
+        Raises:
+            OSError: the file without a name can't be read.
+        """
+        if self._file is None:
+            status, scan = fast.scan(self._data)
+        else:
+            status, scan = fast.scan_fd(self._file.fileno(), self.length)
+        study, _, uid, sop_class = scan.uids
+        return Names(study, uid, sop_class, status == fast.STATUS_DONE)
+
+    def discard(self) -> None:
+        """Let memory and files go. What finish() gave needs the memory until it is stored."""
+        self._data = bytearray()
+        if self._file is not None:
+            self._file.close()
+        if self._diverted is not None:
+            self._diverted.sink.discard()  # nothing, if the writer has finished it
+
+    def _look(self) -> None:
+        found = self._find_pixels()
+        if found is not None or len(self._data) > IN_MEMORY_MAX:
+            self._move_out(found)
+        self._look_at = min(2 * self._look_at, IN_MEMORY_MAX + 1)
+
+    def _find_pixels(self) -> tuple[int, int] | None:
+        """(offset, length) of large native Pixel Data whose first bytes are here."""
+        status, scan = _scan_begin(self._data)
+        if status != fast.STATUS_NEED or scan.pixels is None:
+            return None
+        _, offset, length, encapsulated = scan.pixels
+        begun = len(self._data) - offset >= _DIVERTED_MIN  # so much is a hole though the rest may never come
+        if encapsulated or length <= IN_MEMORY_MAX or not begun or scan.holes[-1][:2] != (offset, length):
+            return None
+        return offset, length
+
+    def _move_out(self, pixels: tuple[int, int] | None) -> None:
+        data, self._data = self._data, bytearray()
+        self._file = self._make_file()
+        if pixels is not None:
+            self._diverted = Diverted(self._make_sink(), *pixels)
+        self._write_out(bytes(data), 0)
+
+    def _write_out(self, chunk: bytes, at: int) -> None:
+        """Write bytes of the file from `at` on; only the first call has some in front of what is diverted."""
+        self._crc = crc32(chunk, self._crc)
+        end = at + len(chunk)
+        if self._diverted is not None:
+            if at < self._diverted.offset:
+                self._write_file(chunk[: self._diverted.offset - at], at)
+                chunk = chunk[self._diverted.offset - at :]
+            chunk = self._diverted.take(chunk)
+        self._write_file(chunk, end - len(chunk))
+
+    def _write_file(self, chunk: bytes, at: int) -> None:
+        assert self._file is not None
+        view = memoryview(chunk)
+        while view:
+            done = os.pwrite(self._file.fileno(), view, at)
+            view, at = view[done:], at + done
+
+
+def _scan_begin(data: bytearray) -> tuple[int, fast.Header]:
+    """Scan what is there of a file whose end is not known."""
+    scan = fast.Header(_ENDLESS)
+    return scan.feed(data, 0), scan
 
 
 class _FileReader:
@@ -338,8 +551,11 @@ def _spans_in_file(parsed: Parsed, reader: _FileReader) -> list[frametable.Frame
     return _spans(parsed, lambda at, length: reader.read(start + at, length), reader.read)
 
 
-def _table_in_memory(parsed: Parsed, data: memoryview) -> bytes:
-    """The table behind the head: an entry for each encapsulated frame, or a CRC for each native block."""
+def _table_in_memory(parsed: Parsed, data: memoryview, blocks: list[int] | None = None) -> bytes:
+    """The table behind the head: an entry for each encapsulated frame, or a CRC for each native block.
+
+    `blocks` has those of the blocks, where the caller knows them.
+    """
     if parsed.pixels is None or parsed.inflated is not None:
         return b""
     _, start, length, encapsulated = parsed.pixels
@@ -347,8 +563,7 @@ def _table_in_memory(parsed: Parsed, data: memoryview) -> bytes:
     if not encapsulated:
         if length <= BLOCK_SIZE:
             return b""  # the checksum of the whole value is the only block's
-        blocks = (crc32(value[at : at + BLOCK_SIZE]) for at in range(0, length, BLOCK_SIZE))
-        return b"".join(crc.to_bytes(4, "little") for crc in blocks)
+        return b"".join(crc.to_bytes(4, "little") for crc in blocks or _block_crcs(value))
     spans = _spans(
         parsed,
         lambda at, size: bytes(value[at : at + size]),

@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from struct import Struct
 from typing import NamedTuple
 
-from blake3 import blake3
 from isal.isal_zlib import crc32
 
-from hilum import _fastparse
+from hilum import _fastpack, _fastparse
 from hilum.dicom.values import decode_values
 from hilum.errors import BadDicom, Corrupt
 
@@ -180,27 +179,7 @@ assert _HOLE.size == 56
 
 def pack_head(head: Head) -> bytes:
     """The head part of a head record's payload; tables, if any, follow it there."""
-    parts = [head.transfer_syntax, head.source]
-    parts += [_HOLE.pack(h.offset, h.length, h.tag, h.crc, h.digest) for h in head.holes]
-    parts += [_HOLE.pack(h.offset, h.length, h.tag, h.crc, h.digest) for h in head.inflated_holes]
-    parts += [head.head, head.inflated]
-    fixed = _HEAD.pack(
-        0,
-        HEAD_VERSION,
-        head.flags,
-        len(head.holes),
-        head.original_length,
-        head.original_crc,
-        head.data_set_at,
-        head.arrived_us,
-        len(head.head),
-        len(head.inflated),
-        len(head.transfer_syntax) | len(head.inflated_holes) << 8,
-        len(head.source),
-        0,
-    )
-    body = fixed[4:] + b"".join(parts)
-    return crc32(body).to_bytes(4, "little") + body
+    return _fastpack.pack_head(HEAD_VERSION, *head)
 
 
 def unpack_head(payload: bytes) -> Head:
@@ -275,11 +254,7 @@ def identity_of(transfer_syntax: bytes, data_set_at: int, holes: Sequence[Hole],
     Preamble and File Meta Information don't count, since C-STORE carries none; so the offsets of the
     holes count from the start of the data set.
     """
-    parts = [len(transfer_syntax).to_bytes(1, "little"), transfer_syntax]
-    parts += [_HOLE.pack(h.offset - data_set_at, h.length, h.tag, 0, h.digest) for h in holes]
-    parts.append(head[data_set_at:])
-    digest: bytes = blake3(b"".join(parts)).digest()
-    return digest
+    return _fastpack.identity_of(transfer_syntax, data_set_at, holes, head)
 
 
 # --- Frame tables, behind the head part of a payload --------------------------
@@ -345,31 +320,36 @@ _SYNTAX_SPELT_OUT = 255
 
 
 def pack_instance(instance: Instance) -> bytes:
-    code = _CODE_OF_SYNTAX.get(instance.transfer_syntax, _SYNTAX_SPELT_OUT)
-    pixels = _PIXEL_TAGS.index(instance.pixel_tag)
-    if pixels and not instance.pixel_digest:
+    """An instance's record in the index; unpack_instance reads it."""
+    (
+        flags, container, offset, head_length, table_length, sequence, original_length, identity,
+        pixel_tag, pixel_offset, pixel_length, pixel_crc, pixel_digest, pixel_words, transfer_syntax, entries,
+    ) = instance  # fmt: skip
+    code = _CODE_OF_SYNTAX.get(transfer_syntax, _SYNTAX_SPELT_OUT)
+    pixels = _PIXEL_TAGS.index(pixel_tag)
+    if pixels and not pixel_digest:
         pixels |= _PIXELS_IN_HEAD
-    if instance.pixel_words:
+    if pixel_words:
         pixels |= _PIXELS_IN_WORDS
-    data = _INSTANCE.pack(
+    return _fastpack.pack_instance(
         INSTANCE_VERSION,
-        instance.flags,
+        flags,
         code,
         pixels,
-        instance.container,
-        instance.offset,
-        instance.head_length,
-        instance.table_length,
-        instance.sequence,
-        instance.original_length,
-        instance.identity,
+        container,
+        offset,
+        head_length,
+        table_length,
+        sequence,
+        original_length,
+        identity,
+        pixel_offset,
+        pixel_length,
+        pixel_crc,
+        pixel_digest,
+        transfer_syntax if code == _SYNTAX_SPELT_OUT else b"",
+        entries,
     )
-    if pixels:
-        data += _PIXELS.pack(instance.pixel_offset, instance.pixel_length, instance.pixel_crc)
-        data += instance.pixel_digest
-    if code == _SYNTAX_SPELT_OUT:
-        data += bytes((len(instance.transfer_syntax),)) + instance.transfer_syntax
-    return data + instance.entries
 
 
 def unpack_instance(data: bytes) -> Instance:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from isal.isal_zlib import crc32
 
 from hilum.engine import header, ledger, packs, record
-from hilum.engine.ledger import Ledger, Stored
+from hilum.engine.ledger import Ledger
 from hilum.engine.packs import Record
 from hilum.engine.prepare import pixel_fields
 from hilum.engine.record import Head, Instance
@@ -110,23 +110,20 @@ def enter(book: Ledger, row: HeadRecord) -> Head | None:
         parsed = header.parse_head(head)
         head_length = record.head_part_length(head)
         book.stored(
-            Stored(
-                found.sequence,
-                parsed.study,
-                parsed.series,
-                parsed.uid,
-                parsed.upper,
-                instance_of(
-                    head,
-                    parsed,
-                    container=row.container,
-                    offset=found.offset,
-                    head_length=head_length,
-                    table_length=found.length - head_length,
-                    sequence=found.sequence,
-                    identity=found.digest,  # the record's own name for what it holds
-                ),
-            )
+            parsed.study,
+            parsed.series,
+            parsed.uid,
+            parsed.upper,
+            instance_of(
+                head,
+                parsed,
+                container=row.container,
+                offset=found.offset,
+                head_length=head_length,
+                table_length=found.length - head_length,
+                sequence=found.sequence,
+                identity=found.digest,  # the record's own name for what it holds
+            ),
         )
         return head
     if found.kind == packs.DELETED:

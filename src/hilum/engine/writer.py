@@ -23,7 +23,7 @@ from isal.isal_zlib import crc32
 from hilum.engine import header, ledger, packs, record, replay
 from hilum.engine.folder import CommitLock, Folder
 from hilum.engine.index import BlobPlace, Change, Index, PackState, Snapshot
-from hilum.engine.ledger import Ledger, Stored, Verdict
+from hilum.engine.ledger import Ledger, Verdict
 from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK, PackFile, PackReader, PackWriter, Place
 from hilum.engine.prepare import Blob, Prepared
 from hilum.engine.record import Instance
@@ -267,7 +267,7 @@ class Writer:
                 return
             self._healed[blob.digest] = known
         self._places[blob.digest] = self._bulk_pack().append(
-            packs.BLOB, blob.data, blob.length, digest=blob.digest, crc=blob.crc
+            packs.BLOB, blob.data, digest=blob.digest, crc=blob.crc
         )
 
     def _is_taken(self, snapshot: Snapshot, prepared: Prepared) -> bool:
@@ -382,7 +382,6 @@ class Writer:
             place = head.append(
                 packs.STORED,
                 payload,
-                len(payload),
                 digest=prepared.identity,
                 crc=crc32(payload),
                 sequence=sequence,
@@ -399,7 +398,7 @@ class Writer:
 
     def _append_state(self, kind: int, payload: bytes, sequence: int) -> None:
         self._head_pack().append(
-            kind, payload, len(payload), digest=_NO_DIGEST, crc=crc32(payload), sequence=sequence
+            kind, payload, digest=_NO_DIGEST, crc=crc32(payload), sequence=sequence
         )
 
     def _enter(
@@ -423,27 +422,24 @@ class Writer:
                     change.delete(b"bad", digest)
             for index, prepared, fresh, place, sequence in numbered:
                 key = book.stored(
-                    Stored(
+                    prepared.study,
+                    prepared.series,
+                    prepared.uid,
+                    prepared.upper,
+                    Instance(
+                        prepared.flags,
+                        place.container,
+                        place.offset,
+                        prepared.head_length,
+                        prepared.table_length,
                         sequence,
-                        prepared.study,
-                        prepared.series,
-                        prepared.uid,
-                        prepared.upper,
-                        Instance(
-                            prepared.flags,
-                            place.container,
-                            place.offset,
-                            prepared.head_length,
-                            prepared.table_length,
-                            sequence,
-                            prepared.original_length,
-                            prepared.identity,
-                            *prepared.pixels,
-                            prepared.transfer_syntax,
-                            prepared.own,
-                        ),
-                        fresh,
-                    )
+                        prepared.original_length,
+                        prepared.identity,
+                        *prepared.pixels,
+                        prepared.transfer_syntax,
+                        prepared.own,
+                    ),
+                    fresh=fresh,
                 )
                 outcomes[index] = Outcome(outcomes[index].result, key, sequence)
             change.put_many(
