@@ -40,7 +40,13 @@ def extension(name, *includes):
 
 setup(
     ext_modules=cythonize(
-        [extension("_fastparse", "src/_sequence_tags.pxi"), extension("_fastio"), extension("_fastpack")],
+        [
+            extension("_fastparse", "src/_sequence_tags.pxi"),
+            extension("_fastio"),
+            extension("_fastpack"),
+            extension("_multipart"),
+            extension("_dicomjson"),
+        ],
         annotate=annotate,
     )
 )

@@ -896,7 +896,8 @@ cdef Status read_elements(Scan* s) noexcept nogil:
                     s.implicit = True
                 continue
         if s.known_count:
-            known_hole(s, s.at + header, remaining - header)
+            # Never longer than the value: behind an empty last element of the meta lies a deflated data set.
+            known_hole(s, s.at + header, length)
         if is_pixel_tag(tag):
             if top:
                 s.pixel_tag, s.pixel_at, s.pixel_length = tag, s.at + header, length

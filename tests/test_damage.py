@@ -276,6 +276,26 @@ def test_whichever_write_or_sync_fails_nothing_that_was_told_is_lost(
         assert answers(store) == found
 
 
+def test_a_writer_that_failed_and_was_replaced_takes_no_pack_again(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(path, create=True) as store:
+        store.ingest(made(1)[1])
+        broken = store.writer
+        with monkeypatch.context() as patch:
+            patch.setattr(packs.PackWriter, "_write_queue", Failing((), 0, errno.EIO).instead_of(None))
+            with pytest.raises(StoreBroken):
+                store.ingest(made(2)[1])
+        count = len(os.listdir(os.path.join(path, "packs")))
+        store.renew_writer(broken)
+
+        with pytest.raises(StoreBroken, match="earlier failure"):  # a thread that still had it
+            broken.submit([store.prepare(made(3)[1])])
+        assert store.ingest(made(4)[1]).result == Result.STORED
+        assert len(os.listdir(os.path.join(path, "packs"))) == count  # the same packs, whose locks were free
+        assert problems_of(store) == []
+
+
 # Takes at most 700 bytes, or half of the first buffer, of what should be written at once.
 SHORT_WRITES = r"""
 #define _GNU_SOURCE

@@ -16,7 +16,18 @@ from pydicom._uid_dict import UID_dictionary
 from pydicom.uid import UID
 
 from hilum.dicom import uids
-from hilum.dicom.dictionary import format_tag, keyword_of, tag_of, vm_of, vr_of
+from hilum.dicom.dictionary import (
+    Private,
+    format_path,
+    format_tag,
+    keyword_of,
+    names_in,
+    path_of,
+    tag_of,
+    vm_of,
+    vr_of,
+    with_creators,
+)
 from hilum.errors import BadQuery
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -182,3 +193,61 @@ def _generator() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+# --- Paths -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "shown"),
+    [
+        ("PatientName", (0x00100010,), "PatientName"),
+        ("RequestAttributesSequence.00400009", (0x00400275, 0x00400009),
+         "RequestAttributesSequence.ScheduledProcedureStepID"),
+        ("00400275.(0040,0009)", (0x00400275, 0x00400009),
+         "RequestAttributesSequence.ScheduledProcedureStepID"),
+        ('0029,"SIEMENS CSA HEADER",10', (Private(0x00290010, "SIEMENS CSA HEADER"),),
+         '0029,"SIEMENS CSA HEADER",10'),
+        ('(0029, "A.B, C 1.0", fe)', (Private(0x002900FE, "A.B, C 1.0"),), '0029,"A.B, C 1.0",FE'),
+        ('00400275.0029,"A.B",01.PatientID', (0x00400275, Private(0x00290001, "A.B"), 0x00100020),
+         'RequestAttributesSequence.0029,"A.B",01.PatientID'),
+        ("00291001", (0x00291001,), "(0029,1001)"),
+    ],
+)  # fmt: skip
+def test_a_path_is_named_and_shown(name, path, shown):
+    assert path_of(name) == path
+    assert format_path(path) == shown
+    assert path_of(shown) == path
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "PatientName.", ".PatientName", "a.b", '0028,"ACME",01', '0029,"",01', '0029,"A",1']
+)
+def test_what_is_no_path_is_a_bad_query(name):
+    with pytest.raises(BadQuery):
+        path_of(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("PatientName,PatientID", ["PatientName", "PatientID"]),
+        ("00081030,00080060", ["00081030", "00080060"]),
+        ("0008,1030,0008,0060", ["0008,1030", "0008,0060"]),
+        ("(0008,1030), 0010,0020 ,PatientID", ["(0008,1030)", "0010,0020", "PatientID"]),
+        ('0029,"A,B",10,PatientName.00100010', ['0029,"A,B",10', "PatientName.00100010"]),
+        ("0008103E,0020000D", ["0008103E", "0020000D"]),
+        (",a,,b", ["a", "b"]),
+        ("", []),
+    ],
+)
+def test_a_list_of_names_is_parted_at_its_commas_and_not_inside_a_tag(text, names):
+    assert names_in(text) == names
+
+
+def test_a_creator_that_is_stated_names_the_elements_of_its_block_and_no_others():
+    creators = {(0x00290010,): "ACME", (0x00400275, 0x00290011): "OTHER"}
+    assert with_creators((0x00291008,), creators) == (Private(0x00290008, "ACME"),)
+    assert with_creators((0x00400275, 0x00291108), creators) == (0x00400275, Private(0x00290008, "OTHER"))
+    for path in ((0x00291108,), (0x00290010,), (0x00281008,), (0x002B1008,)):
+        assert with_creators(path, creators) == path

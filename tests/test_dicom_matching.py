@@ -8,7 +8,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hilum.dicom.matching import Kind, normalise_name, normalise_text, normalise_value, parse
+from hilum.dicom.matching import (
+    Kind,
+    Moments,
+    normalise_name,
+    normalise_text,
+    normalise_value,
+    parse,
+    parse_offset,
+    words_of,
+)
 from hilum.errors import BadQuery
 
 # VR, key, values that match, values that don't. Each value stands for an element that has only this one.
@@ -310,3 +319,112 @@ def test_a_key_is_a_match_or_a_bad_query_and_nothing_else(vr, text):
     except BadQuery:
         return
     match.matches([text, 1, 1.5, None])
+
+
+# --- Empty values, fuzzy names, moments ----------------------------------------
+
+
+@pytest.mark.parametrize("vr", ["LO", "PN", "DA", "TM", "DT", "IS", "UI", "SQ", "OB", "AT"])
+def test_two_quotation_marks_ask_for_what_is_empty_where_that_was_agreed(vr):
+    match = parse(vr, '""', empty_value=True)
+    assert match.kind is Kind.EMPTY
+    assert match.matches([])
+    assert match.matches(["", None])
+    assert not match.matches(["20240101", ""])
+
+
+NAMES = st.text(alphabet="abcdeh^=*? 'ü山", max_size=12)
+
+
+@given(NAMES, NAMES.filter(lambda name: not set(name) & set("*?")))
+@settings(deadline=None, max_examples=1000)
+def test_what_matches_a_name_matches_it_fuzzily_too(key, name):
+    plain, fuzzy = parse("PN", key), parse("PN", key, fuzzy=True)
+    assert fuzzy.matches([name]) or not plain.matches([name])
+
+
+@given(NAMES, NAMES.filter(lambda name: not set(name) & set("*?")))
+@settings(deadline=None, max_examples=1000)
+def test_a_name_that_matches_fuzzily_has_the_literal_or_a_telling_word(key, name):
+    match = parse("PN", key, fuzzy=True)
+    normal = normalise_name(name)
+    if match.kind is Kind.FUZZY and any(map(match.matches_normal, normal.split("="))):
+        assert match.literal in normal or match.telling_words(words_of(normal))
+
+
+@pytest.mark.parametrize(
+    ("key", "yes", "no"),
+    [
+        ("john smith", ["Smith^John", "SMITH^JOHN^A", "x=Smith^John"], ["Smith^Jane", "Smith=John"]),
+        ("jo sm", ["Smith^John"], ["Bloggs^Jo"]),
+        ("smiht", ["Smith"], ["Smart"]),
+        ("smth", ["Smith"], ["Sam"]),
+        ("johannson", ["Johansson", "Johanssen"], ["Jansen"]),
+        ("meier", ["Mayer", "Maier", "Meyer"], ["Mueller"]),
+        ("phillip", ["Filip"], ["Paul"]),
+        ("tom", ["Tom", "Tommy"], ["Tim"]),  # too short for a slip
+        ("van der berg", ["Berg^Van Der", "Van-Der-Berg"], ["Berg^Van"]),
+        ("山田", ["=山田^太郎"], ["=山本^太郎"]),
+        ("a=b", ["A^x=B^y"], ["A^x"]),
+    ],
+)
+def test_a_fuzzy_key_matches_these_names_and_not_those(key, yes, no):
+    match = parse("PN", key, fuzzy=True)
+    assert [name for name in yes if not match.matches([name])] == []
+    assert [name for name in no if match.matches([name])] == []
+
+
+def test_fuzzy_is_for_names_alone():
+    assert parse("LO", "smiht", fuzzy=True).kind is Kind.SINGLE
+    assert parse("PN", "*", fuzzy=True).kind is Kind.UNIVERSAL
+
+
+@pytest.mark.parametrize(
+    ("date", "time", "zone", "offset", "yes", "no"),
+    [
+        # One range: from the first time of the first day to the last of the last.
+        ("20240101-20240103", "1000-1100", None, None,
+         ["20240102 0000", "20240101 10", "20240103 1100"],
+         ["20240101 0959", "20240103 1101", "20240104 1030", "20240101 ", " 1030"]),
+        ("20240101-20240103", "1100-1000", None, None, ["20240102 ", "20240102 2359"],
+         ["20240101 10", "20240103 "]),
+        ("20240101-", "10-", None, None, ["20240101 10", "20240102 09", "20240102 "],
+         ["20240101 09", "20240101 "]),
+        # Two: one of them is no range, or bounded where the other is not.
+        ("20240101", "10-11", None, None, ["20240101 1030"], ["20240101 12", "20240102 1030"]),
+        ("20240101-20240103", "10", None, None, ["20240102 1030"], ["20240102 11"]),
+        ("20240101-", "-10", None, None, ["20240102 09"], ["20240102 11", "20231231 09"]),
+        # In the zone of the query.
+        ("20240101", "", 0, "+0200", ["20240102 0130", "20240101 12", "20240101 "],
+         ["20240101 0130", "20240102 03"]),
+        ("", "23", 0, "+0200", ["20240102 0130", " 0130"], ["20240102 2330"]),
+        ("20240101-20240101", "22-23", -60, "+0100", ["20240102 0030"], ["20240101 2230"]),
+        ("20240101", "", 0, None, ["20240101 0130"], ["20240102 0130"]),
+        ("99991231", "", 0, "-0200", ["99991231 2330"], []),  # the calendar ends there
+    ],
+)  # fmt: skip
+def test_a_date_and_its_time_match_together(date, time, zone, offset, yes, no):
+    asked = [parse(vr, text) if text else None for vr, text in (("DA", date), ("TM", time))]
+    moments = Moments(*asked, zone=zone)
+
+    def matches(stored):
+        day, _, clock = stored.partition(" ")
+        return moments.matches([day] if day else [], [clock] if clock else [], [offset] if offset else [])
+
+    assert [stored for stored in yes if not matches(stored)] == []
+    assert [stored for stored in no if matches(stored)] == []
+
+
+def test_a_date_time_without_an_offset_is_in_the_zone_of_the_query_and_of_the_data_set():
+    assert parse("DT", "2024010112", zone=60).matches(["2024010111+0000"])
+    assert not parse("DT", "2024010112", zone=60).matches(["2024010112+0000"])
+    assert parse("DT", "2024010112", zone=60).matches(["2024010113"], ["+0200"])
+    assert parse("DT", "2024010112").matches(["2024010112+0900"])  # by the clock on its wall
+    assert parse("DT", "2024010112+0000").matches(["2024010112"])  # nobody says otherwise
+
+
+@pytest.mark.parametrize("text", ["", "1", "+1", "+01:00", "+1500", "-1300", "CET", "+0160"])
+def test_what_is_no_offset_from_utc_is_a_bad_query(text):
+    with pytest.raises(BadQuery, match="no offset from UTC"):
+        parse_offset(text)
+    assert parse_offset("-0930") == -570

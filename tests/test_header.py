@@ -567,6 +567,17 @@ def test_a_deflated_data_set_parses_as_the_inflated_one(name, tmp_path):
     assert exact(header.parse_head(stored_head(data))) == exact(parsed)
 
 
+@pytest.mark.parametrize("value", [b"", b"AE"])
+def test_a_deflated_file_whose_meta_ends_with_an_empty_element_is_read_again_from_its_head(value):
+    plain = deflated(UIDS + explicit(0x7FE00010, "OW", bytes(5000)))
+    begin = len(meta(DEFLATE))
+    data = plain[:begin] + explicit(0x00020016, "AE", value) + plain[begin:]
+    parsed = header.parse(data)
+
+    assert parsed.uid == b"2.25.3"
+    assert exact(header.parse_head(stored_head(data))) == exact(parsed)
+
+
 def test_of_more_bulk_values_than_a_head_record_counts_the_rest_stays_in_the_inflated_head():
     one = explicit(0x00880200, "SQ", implicit(ITEM, explicit(0x7FE00010, "OB", bytes(1024))))
     data = deflated(UIDS + one * 300)

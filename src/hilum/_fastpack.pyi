@@ -1,4 +1,6 @@
-from collections.abc import Buffer, Sequence
+from collections.abc import Sequence
+
+from typing_extensions import Buffer
 
 Hole = tuple[int, int, int, int, bytes]  # offset, length, tag, CRC-32, digest
 

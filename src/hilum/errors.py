@@ -8,6 +8,7 @@ HilumError
         NotFound            no such patient, study, series, instance or frame
         Conflict            the SOP Instance UID is taken by other bytes
         Unsupported         legal, but not offered here
+    Busy                    nobody's: too much is asked for at this moment, try again
     StoreFault              ours, or the disk's
         Corrupt             bytes on disk are not what the index promises
         StoreMissing        no store, no index, or one of another version
@@ -29,6 +30,10 @@ class RequestFault(HilumError):
 
 class StoreFault(HilumError):
     """The store, or the disk under it, is at fault."""
+
+
+class Busy(HilumError):
+    """Too much is asked for at this moment; the same request may be served a little later."""
 
 
 class BadDicom(RequestFault):

@@ -4,8 +4,8 @@ python tests/fuzz/fuzz.py --seconds N [--seed S] [--keep FILE]
 
 Runs in any build; only one with sanitizers finds a read outside of a buffer (see sanitized.py). Each input
 goes through a whole scan, a scan in windows, scans of its head with true and with false holes, find_entry,
-values_of, header.parse and the frame table, and what they say must agree. Each input is written to FILE
-first, so that it is still there when the process is not.
+values_of, header.parse, the frame table and the writer of DICOM JSON, and what they say must agree. An input
+is written to FILE first, so that it is still there when the process is not.
 
 Every buffer is an allocation of exactly its length: `bytes` has a NUL behind its end, which hides an
 over-read of one byte, and array.array grows by more than it needs.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import random
 import struct
@@ -28,6 +29,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from hilum import _dicomjson
 from hilum import _fastparse as fast
 from hilum.engine import frametable, header, prepare, record
 from hilum.errors import BadDicom, Corrupt, NotDicom
@@ -270,7 +272,7 @@ def run(data: bytes, chance: random.Random) -> int:
     check_heads(data, status, scan, chance)
     check_entries(scan, chance)
     if status != 0 or scan.uids[0]:
-        check_parse(data, scan)
+        check_parse(data, scan, chance)
     return status
 
 
@@ -352,7 +354,37 @@ def check_entries(scan: fast.Header, chance: random.Random) -> None:
         record.levels_of(entries)
 
 
-def check_parse(data: bytes, scan: fast.Header) -> None:
+WANTED = _dicomjson.Paths([(0x0008103E,), (0x00081140, 0x00081155), ((0x00290010, "SIEMENS CSA HEADER"),)])
+
+
+def check_document(data: bytes, head: record.Head, chance: random.Random) -> None:
+    """A head that was stored gives a document; one that lies about itself gives one too, or BadDicom."""
+    source = (exactly(head.inflated), head.inflated_holes, 0) if head.inflated else None
+    begin, holes, at = source or (exactly(head.head), head.holes, head.data_set_at)
+    implicit = bool(head.flags & record.IMPLICIT_VR) and not head.inflated
+    big = bool(head.flags & record.BIG_ENDIAN) and not head.inflated
+    text = _dicomjson.write(begin, holes, at, implicit, big)
+    with contextlib.suppress(RecursionError):  # of the reader, which recurses
+        json.loads(text)
+    for path in ([(0x7FE00010, 0)], [(0x00081140, 1), (0x00081155, 0)], [(0x00091001, 0)]):
+        _dicomjson.find(begin, holes, at, implicit, big, path)
+    lies = [
+        (max(0, h.offset + chance.choice((0, 1, -1, 8))), chance.choice((h.length, *LENGTHS))) for h in holes
+    ]
+    for wanted in (None, WANTED):
+        with contextlib.suppress(BadDicom):
+            _dicomjson.write(
+                exactly(chance.choice((head.head, data))),
+                chance.choice((lies, holes, ())),
+                chance.choice((at, 0, 132, len(data), 2**63)),
+                chance.random() < 0.5,
+                chance.random() < 0.3,
+                wanted=wanted,
+                inline_max=chance.choice((0, 1024, 2**40)),
+            )
+
+
+def check_parse(data: bytes, scan: fast.Header, chance: random.Random) -> None:
     buffer = memoryview(exactly(data))
     try:
         parsed = header.parse(buffer)
@@ -362,6 +394,7 @@ def check_parse(data: bytes, scan: fast.Header) -> None:
     head = record.unpack_head(prepared.payload)
     again = header.parse_head(head)
     assert again[:9] == parsed[:9], "a stored head gives something else"
+    check_document(data, head, chance)
     if parsed.pixels is None or not parsed.pixels[3] or parsed.inflated is not None:
         return
     _, start, length, _ = parsed.pixels

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import click
 
 from hilum.cli import common
@@ -54,6 +56,12 @@ _COLUMNS = {
 @click.option("--limit", type=click.IntRange(min=0), default=None, help="Rows at most.")
 @click.option("--offset", type=click.IntRange(min=0), default=0, help="Rows to leave out first.")
 @click.option("--order", multiple=True, metavar="KEY", help="Sort by this attribute; -KEY for descending.")
+@click.option(
+    "--fuzzy", is_flag=True, help="Names by their words: any order, other spellings, slips of the pen."
+)
+@click.option(
+    "--timezone", default="", metavar="+HHMM", help="Offset from UTC of the dates and times asked for."
+)
 @common.common_options
 def command(
     level: str,
@@ -62,42 +70,65 @@ def command(
     limit: int | None,
     offset: int,
     order: tuple[str, ...],
+    fuzzy: bool,
+    timezone: str,
     store_path: str,
     as_json: bool,
     verbose: bool,
 ) -> None:
     """Find patients, studies, series or instances.
 
-    Keys are keywords or tags of indexed attributes; values may be lists of UIDs, hold the wildcards * and ?,
-    or be ranges of dates and times. Without --order the newest studies come first.
+    A KEY is a keyword or tag of any attribute, a path into sequences with full stops between, or a private
+    element with its creator. A VALUE may be a list of UIDs, hold the wildcards * and ?, be a range of dates
+    and times, or be "" (two quotation marks) for what is empty or absent. Attributes that are not indexed are
+    read from each object that may match, which takes its time. Without --order the newest studies come first.
 
     \b
     Example:
         hilum find studies PatientName='*smi*' StudyDate=20240101-
         hilum find series StudyInstanceUID=1.2.3 --include StationName --json
+        hilum find instances RequestAttributesSequence.RequestedProcedureID=R7
+        hilum find instances '0029,"SIEMENS CSA HEADER",08=IMAGE NUM 4'
     """
     from hilum.dicom import dictionary, uids
     from hilum.engine import query
 
-    wanted = [query.parse_path(name) for names in include for name in names.split(",")]
+    names = [name for listed in include for name in dictionary.names_in(listed) or [""]]
+    asked = query.Asked(
+        level,
+        common.parse_pairs(pairs),
+        names,
+        limit,
+        offset,
+        order,
+        fuzzy=fuzzy,
+        timezone=timezone,
+        empty_value=True,
+    )
+    wanted = query.parse_include(names)
     with common.open_store(store_path, read_only=True) as store:
-        rows = store.find_iter(level, common.parse_pairs(pairs), limit=limit, offset=offset, order=order)
+        found = store.search(asked)
         if as_json:
-            for row in rows:
+            for row in found:
                 common.print_json(store.row_json(row, wanted))
+            _warn(found.warnings)
             return
         columns = list(_COLUMNS[level])
-        for path in wanted:
-            name = ".".join(dictionary.keyword_of(tag) or dictionary.format_tag(tag) for tag in path)
-            columns.append((name.upper(), path[-1]))
+        columns += [(dictionary.format_path(path).upper(), 0) for path in wanted.paths]
         cells = []
-        for row in rows:
-            line = [row.text(tag) for _, tag in columns[: len(_COLUMNS[level])]]
+        for row in found:
+            line = [row.text(tag) for _, tag in _COLUMNS[level]]
             if level == "instances":
                 line[5] = uids.name_of(line[5]) or line[5]
-            line += [store.row_text(row, path) for path in wanted]
+            line += [store.row_text(row, path) for path in wanted.paths]
             cells.append(line)
     if cells:
         common.print_table([heading for heading, _ in columns], cells)
+    _warn(found.warnings)
     if verbose or not cells:
         click.echo(f"{len(cells)} {level}", err=True)
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        click.echo(f"hilum: {warning}", err=True)

@@ -1,9 +1,9 @@
 """Takes the value of a matching key; gives a Match, which tells whether the values of an element match, and
 what an index can look up. Never sees a data set, and has no say in which keys exist.
 
-PS3.4 C.2.2.2, Attribute Matching: single value, list of UID, universal, wild card and range matching of one
-attribute. Not here: sequences, date and time as one range, empty value matching, fuzzy names, and the
-time zone of the data set.
+PS3.4 C.2.2.2, Attribute Matching: single value, list of UID, universal, wild card, range and empty value
+matching of one attribute, fuzzy matching of names; and of a date and a time together (Moments), as one range
+or in another time zone. Sequences are matched where their items are read.
 
 Values are compared in their normal forms (normalise_text), which is also what an index stores. An index
 of names stores each group of the form by itself, because a key without "=" may mean any of them.
@@ -16,9 +16,13 @@ import struct
 import unicodedata
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from functools import lru_cache
+from itertools import zip_longest
 
 from hilum.dicom.dictionary import tag_of
 from hilum.errors import BadQuery
+
+Values = Sequence[str | int | float | None]
 
 
 class Kind(IntEnum):
@@ -29,6 +33,8 @@ class Kind(IntEnum):
     LIST = 2  # C.2.2.2.2: one of several
     WILDCARD = 3  # C.2.2.2.4
     RANGE = 4  # C.2.2.2.5
+    EMPTY = 5  # C.2.2.2.7: what is absent or has no value
+    FUZZY = 6  # C.2.2.2.1.1: names only
 
 
 _WILDCARD_VRS = frozenset(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"))
@@ -48,6 +54,7 @@ _CLOCK = r"(\d\d)(?::?(\d\d)(?::?(\d\d)(?:\.(\d+))?)?)?"  # with colons: ACR-NEM
 _DATE = re.compile(r"(\d{4})(\d\d)(\d\d)|(\d{4})\.(\d\d)\.(\d\d)", re.ASCII)  # with full stops: ACR-NEMA 2.0
 _TIME = re.compile(_CLOCK, re.ASCII)
 _DATE_TIME = re.compile(rf"(\d{{4}})(?:(\d\d)(?:(\d\d)(?:{_CLOCK})?)?)?({_ZONE})?", re.ASCII)
+_ZONE_AT_END = re.compile(rf"(?<=\d){_ZONE}$", re.ASCII)
 _ONE_DATE_TIME = rf"\d{{4,14}}(?:\.\d+)?{_ZONE}?"
 _DATE_TIME_RANGE = re.compile(rf"({_ONE_DATE_TIME})?\s*-\s*({_ONE_DATE_TIME})?", re.ASCII)
 _RANGE = re.compile(r"([^-]*)-([^-]*)")
@@ -67,12 +74,28 @@ class Match:
     choices         SINGLE, LIST: a value must have one of these
     low, high       SINGLE, RANGE: the least and the greatest that match, both included; None is no bound
     literal_prefix  WILDCARD: what each match begins with
+    literal         SINGLE, WILDCARD: what each match has somewhere; "" where that can't be told. FUZZY: what
+                    it has that matches without being fuzzy
 
     For PN these hold of one of the value's groups, and find more than what matches: a key with several
-    groups gives only the first of them here. Put what the index finds to matches().
+    groups gives only the first of them here. Put what the index finds to matches(). EMPTY and FUZZY have
+    none of them.
+
+    is_span         RANGE: written with a hyphen, not only a value of less than full precision
     """
 
-    __slots__ = ("_patterns", "choices", "high", "kind", "literal_prefix", "low", "vr")
+    __slots__ = (
+        "_patterns",
+        "_zoned",
+        "choices",
+        "high",
+        "is_span",
+        "kind",
+        "literal",
+        "literal_prefix",
+        "low",
+        "vr",
+    )
 
     def __init__(
         self,
@@ -83,7 +106,10 @@ class Match:
         low: str | None = None,
         high: str | None = None,
         literal_prefix: str = "",
-        patterns: Sequence[_NamePattern | re.Pattern[str]] = (),
+        literal: str = "",
+        patterns: Sequence[_NamePattern | _FuzzyName | re.Pattern[str]] = (),
+        is_span: bool = False,
+        zoned: tuple[bool, bool] = (False, False),
     ) -> None:
         self.kind = kind
         self.vr = vr
@@ -91,19 +117,33 @@ class Match:
         self.low = low
         self.high = high
         self.literal_prefix = literal_prefix
+        self.literal = literal
+        self.is_span = is_span
         self._patterns = patterns
+        self._zoned = zoned  # DT: whether low and high are in UTC
 
-    def matches(self, values: Sequence[str | int | float | None]) -> bool:
+    def matches(self, values: Values, offsets: Values = ()) -> bool:
         """Return whether any of an element's values matches; an absent or empty element has none.
 
-        Takes the values as decode_values gives them.
+        Takes the values as decode_values gives them. `offsets` are those of Timezone Offset From UTC
+        (0008,0201) of the data set: only a DT looks at them.
         """
         if self.kind is Kind.UNIVERSAL:
             return True
-        return any(self._matches_one(value) for value in values if value is not None)
+        if self.kind is Kind.EMPTY:
+            return not any(value is not None and _trimmed(str(value)) for value in values)
+        if self.vr == "DT":
+            return any(self._holds(str(value), offsets) for value in values if value is not None)
+        return any(
+            self.matches_normal(normalise_value(self.vr, value)) for value in values if value is not None
+        )
 
-    def _matches_one(self, value: str | int | float) -> bool:
-        normal = normalise_value(self.vr, value)
+    def meets(self, columns: Sequence[Values], offsets: Values) -> bool:
+        """The same, as Moments has it: the values of each attribute that is asked."""
+        return self.matches(columns[0], offsets)
+
+    def matches_normal(self, normal: str) -> bool:
+        """The same of one value in its normal form."""
         if self._patterns:
             return any(pattern.fullmatch(normal) for pattern in self._patterns)
         if self.kind is Kind.RANGE:
@@ -115,18 +155,43 @@ class Match:
             )
         return normal in self.choices
 
+    def telling_words(self, words: Iterable[str]) -> set[str]:
+        """FUZZY: of many words (words_of) those of which a name holds one if it matches as a fuzzy one."""
+        names = (pattern for pattern in self._patterns if isinstance(pattern, _FuzzyName))
+        return {word for name in names for word in name.telling(words)}
+
+    def _holds(self, text: str, offsets: Values) -> bool:
+        """A DT between two moments: by the clock on the wall where the key states no offset, else in UTC."""
+        text = _trimmed(text)
+        zone = _ZONE_AT_END.search(text)
+        on_wall = normalise_text("DT", text[: zone.start()] if zone else text)
+        if not on_wall:
+            return False
+        if zone:
+            in_utc = normalise_text("DT", text)
+        else:
+            offset = offset_of(offsets)
+            in_utc = _moved(on_wall, -offset) if offset else on_wall
+        low, high = (in_utc if zoned else on_wall for zoned in self._zoned)
+        return (self.low is None or self.low <= low) and (self.high is None or high <= self.high)
+
     def __repr__(self) -> str:
         bounds = f"low={self.low!r}, high={self.high!r}, literal_prefix={self.literal_prefix!r}"
         return f"Match({self.kind.name}, {self.vr}, choices={self.choices}, {bounds})"
 
 
-def parse(vr: str, text: str) -> Match:
+def parse(
+    vr: str, text: str, *, fuzzy: bool = False, empty_value: bool = False, zone: int | None = None
+) -> Match:
     """Return the Match for the value of one key, decoded and as the user sent it.
 
     Empty text, and "*" alone for every VR, is UNIVERSAL. A backslash separates several values, of which one
     must match: PS3.4 C.2.2.2.2, List of UID Matching, and what users send for other VRs as well. For UI
     a comma does too, as in PS3.18 8.3.4.1, Attribute Matching. A time or date time of less than full
     precision is the RANGE that it stands for: "10" is 10:00:00 to 10:59:59.999999.
+
+    `fuzzy` is for names (see _FuzzyName). With `empty_value` two quotation marks are EMPTY, for any VR.
+    `zone` is the query's offset from UTC in minutes: a DT that states none is meant in it.
 
     Raises:
         BadQuery: a value that the VR can't hold, a wildcard or a range where the VR has none, or a VR
@@ -135,18 +200,22 @@ def parse(vr: str, text: str) -> Match:
     text = _trimmed(text)
     if text.strip("*") == "":
         return Match(Kind.UNIVERSAL, vr)
+    if empty_value and text == '""':
+        return Match(Kind.EMPTY, vr)
     if vr not in _MATCHABLE_VRS:
         raise BadQuery(f"an attribute of VR {vr} can't be matched")
     if vr in _TEMPORAL_VRS:
-        return _parse_temporal(vr, text)
+        return _parse_temporal(vr, text, zone)
     pieces = _pieces(vr, text)
     if vr == "PN":
-        return _parse_names(pieces)
+        match = _parse_names(pieces)
+        return _fuzzy(match, pieces) if fuzzy and match.kind is not Kind.UNIVERSAL else match
     if vr in _WILDCARD_VRS and ("*" in text or "?" in text):
         return _parse_wildcards(vr, pieces)
     choices = tuple(_query_form(vr, piece) for piece in pieces)
     if len(choices) == 1:
-        return Match(Kind.SINGLE, vr, choices=choices, low=choices[0], high=choices[0])
+        one = choices[0]
+        return Match(Kind.SINGLE, vr, choices=choices, low=one, high=one, literal=_literal(choices))
     return Match(Kind.LIST, vr, choices=choices)
 
 
@@ -275,6 +344,7 @@ def _parse_wildcards(vr: str, pieces: Iterable[str]) -> Match:
         Kind.WILDCARD,
         vr,
         literal_prefix=_common_prefix(globs),
+        literal=_literal(globs),
         patterns=[_compile_glob(glob) for glob in globs],
     )
 
@@ -286,6 +356,11 @@ def _common_prefix(globs: Iterable[str]) -> str:
         if letter != greatest[index]:
             return least[:index]
     return least
+
+
+def _literal(forms: Sequence[str]) -> str:
+    """The longest run of letters that every match has; of several forms none that all have."""
+    return max(re.split(r"[*?^=]", forms[0]), key=len) if len(forms) == 1 else ""
 
 
 def _compile_glob(glob: str) -> re.Pattern[str]:
@@ -357,35 +432,177 @@ def _parse_names(pieces: Sequence[str]) -> Match:
     if any("*" in name or "?" in name for name in names):
         # Not beyond the family name's end: "smith^*" matches "smith", whose normal form has no "^".
         prefix = _common_prefix(stated).rstrip("^")
-        return Match(Kind.WILDCARD, "PN", literal_prefix=prefix, patterns=patterns)
+        literal = _literal(names)
+        return Match(Kind.WILDCARD, "PN", literal_prefix=prefix, literal=literal, patterns=patterns)
     if len(stated) == 1:
+        one = stated[0]
         return Match(
-            Kind.SINGLE, "PN", choices=(stated[0],), low=stated[0], high=stated[0], patterns=patterns
+            Kind.SINGLE, "PN", choices=(one,), low=one, high=one, literal=_literal(names), patterns=patterns
         )
     return Match(Kind.LIST, "PN", choices=tuple(stated), patterns=patterns)
+
+
+# --- Fuzzy names -------------------------------------------------------------
+
+_WORD = re.compile(r"[^\s^=,.;'\u2019-]+")
+_TYPO_MIN, _TYPOS_MIN = 4, 8  # letters of a word that may hold one slip of the pen, or two
+
+
+def words_of(text: str) -> list[str]:
+    """The words of names in their normal form, in the order in which they stand."""
+    return _WORD.findall(text)
+
+
+class _FuzzyName:
+    """A name to look for by its words: PS3.4 C.2.2.2.1.1 leaves to the implementation what fuzzy means.
+
+    Each word of the key must stand in one group of the name, in whatever order and component. A word stands
+    there when one of the group's
+
+    - begins with it ("jo" finds "John"),
+    - is written alike: one letter more, less, other or changed with its neighbour in a word of four letters
+      and more, two such slips in one of eight and more,
+    - sounds alike (see _sound): "Meier" finds "Mayer".
+
+    A word with wildcards matches a word as they say, or as it would without those at its ends. What matches
+    without `fuzzy` always matches with it: parse() puts the plain patterns beside these.
+    """
+
+    __slots__ = ("_groups",)
+
+    def __init__(self, name: str) -> None:
+        groups = ([word for word in words_of(group) if word.strip("*")] for group in name.split("="))
+        self._groups = [list(map(_FuzzyWord, words)) for words in groups if words]
+
+    def fullmatch(self, name: str) -> bool:
+        """Named as re.Pattern's, beside which Match keeps it."""
+        spoken = [words_of(group) for group in name.split("=")]
+        return bool(self._groups) and all(
+            any(all(any(map(word.is_like, words)) for word in group) for words in spoken)
+            for group in self._groups
+        )
+
+    def telling(self, words: Iterable[str]) -> set[str]:
+        """Of many words those of which each name that matches holds one."""
+        found = [set(filter(word.is_like, words)) for group in self._groups for word in group]
+        return min(found, key=len, default=set())
+
+
+class _FuzzyWord:
+    """One word of a key. Remembers its answers: an archive's names are made of few words."""
+
+    __slots__ = ("_glob", "_known", "_letters", "_slips", "_sound", "_text")
+
+    def __init__(self, text: str) -> None:
+        self._glob = _compile_glob(text) if "*" in text or "?" in text else None
+        plain = text.strip("*")
+        self._text = "" if "*" in plain or "?" in plain else plain
+        self._slips = (len(self._text) >= _TYPO_MIN) + (len(self._text) >= _TYPOS_MIN)
+        self._letters = set(self._text)
+        self._sound = _sound(self._text)
+        self._known: dict[str, bool] = {}
+
+    def is_like(self, word: str) -> bool:
+        known = self._known.get(word)
+        if known is None:
+            known = self._known[word] = self._compare(word)
+        return known
+
+    def _compare(self, word: str) -> bool:
+        if self._glob is not None and self._glob.fullmatch(word):
+            return True
+        text = self._text
+        if not text:
+            return False
+        if word.startswith(text):
+            return True
+        if (
+            abs(len(word) - len(text)) <= self._slips
+            and len(self._letters.symmetric_difference(word)) <= 2 * self._slips  # a slip changes two at most
+            and _slips(text, word) <= self._slips
+        ):
+            return True
+        return self._sound != "" and self._sound == _sound(word)
+
+
+def _slips(text: str, word: str) -> int:
+    """Letters that are more, less or other, neighbours that changed places: optimal string alignment."""
+    before: list[int] = []
+    row = list(range(len(word) + 1))
+    for at, letter in enumerate(text, 1):
+        older, before, row = before, row, [at]
+        for other_at, other in enumerate(word, 1):
+            least = min(before[other_at] + 1, row[-1] + 1, before[other_at - 1] + (letter != other))
+            swapped = at > 1 and other_at > 1 and letter == word[other_at - 2] and other == text[at - 2]
+            row.append(min(least, older[other_at - 2] + 1) if swapped else least)
+    return row[-1]
+
+
+# What is written in many ways and spoken in one; longer spellings first.
+_SPELLINGS = (
+    ("tsch", "k"), ("sch", "s"), ("ph", "f"), ("th", "t"), ("dt", "t"), ("ck", "k"), ("gh", "g"), ("wr", "r"),
+    ("kn", "n"), ("qu", "k"), ("x", "ks"), ("z", "s"), ("c", "k"), ("q", "k"), ("w", "v"), ("j", "y"),
+    ("ai", "e"), ("ay", "e"), ("ei", "e"), ("ey", "e"), ("y", "i"), ("ie", "i"), ("ou", "u"), ("oo", "u"),
+    ("ee", "i"), ("ea", "i"), ("ae", "e"), ("oe", "e"), ("ue", "u"),
+)  # fmt: skip
+_SOUND_MIN = 3
+
+
+def _sound(word: str) -> str:
+    """How a word of Latin letters sounds, roughly and in no one language; "" for others and short ones.
+
+    Spellings of one sound are made one, then doubled letters one; "h" and "e" inside are not heard.
+    """
+    if len(word) < _SOUND_MIN or not word.isascii() or not word.isalpha():
+        return ""
+    for written, spoken in _SPELLINGS:
+        word = word.replace(written, spoken)
+    word = word[0] + re.sub("[he]", "", word[1:])
+    return re.sub(r"(.)\1+", r"\1", word)
+
+
+def _fuzzy(plain: Match, pieces: Sequence[str]) -> Match:
+    names = [_FuzzyName(normalise_name(piece)) for piece in pieces]
+    return Match(Kind.FUZZY, "PN", literal=plain.literal, patterns=[*names, *plain._patterns])
 
 
 # --- Dates and times ---------------------------------------------------------
 
 
-def _parse_temporal(vr: str, text: str) -> Match:
+def _parse_temporal(vr: str, text: str, zone: int | None) -> Match:
     """Parse a DA, TM or DT key: one value, or a range of PS3.4 C.2.2.2.5, Range Matching."""
     span = _span(vr, text)
     if span is not None:
-        low, high = span
+        (low, high), zoned = _in_zone(vr, text, span, zone)
         if low == high:
-            return Match(Kind.SINGLE, vr, choices=(low,), low=low, high=high)
-        return Match(Kind.RANGE, vr, low=low, high=high)
+            return Match(Kind.SINGLE, vr, choices=(low,), low=low, high=high, zoned=(zoned, zoned))
+        return Match(Kind.RANGE, vr, low=low, high=high, zoned=(zoned, zoned))
     found = (_DATE_TIME_RANGE if vr == "DT" else _RANGE).fullmatch(text)
     first, last = (found[1] or "", found[2] or "") if found else ("", "")
     if not first and not last:
         raise BadQuery(f"{_quoted(text)} is neither a {vr} value nor a range ({_EXAMPLES[vr]})")
-    low_bound = _stated_span(vr, first)[0] if first else None
-    high_bound = _stated_span(vr, last)[1] if last else None
+    low_bound = high_bound = None
+    low_zoned = high_zoned = False
+    if first:
+        (low_bound, _), low_zoned = _in_zone(vr, first, _stated_span(vr, first), zone)
+    if last:
+        (_, high_bound), high_zoned = _in_zone(vr, last, _stated_span(vr, last), zone)
     # TM is let through: together with dates, a range from 22:00 to 02:00 makes sense.
     if vr != "TM" and low_bound is not None and high_bound is not None and low_bound > high_bound:
         raise BadQuery(f"the range {_quoted(text)} ends before it begins")
-    return Match(Kind.RANGE, vr, low=low_bound, high=high_bound)
+    zoned_bounds = low_zoned, high_zoned
+    return Match(Kind.RANGE, vr, low=low_bound, high=high_bound, is_span=True, zoned=zoned_bounds)
+
+
+def _in_zone(vr: str, text: str, span: tuple[str, str], zone: int | None) -> tuple[tuple[str, str], bool]:
+    """A DT key's bounds in UTC, and True, where it or the query states an offset; else as they are."""
+    if vr != "DT":
+        return span, False
+    if _ZONE_AT_END.search(_trimmed(text)):
+        return span, True
+    if zone is None:
+        return span, False
+    return (_moved(span[0], -zone), _moved(span[1], -zone)), True
 
 
 def _stated_span(vr: str, text: str) -> tuple[str, str]:
@@ -395,6 +612,7 @@ def _stated_span(vr: str, text: str) -> tuple[str, str]:
     return span
 
 
+@lru_cache(maxsize=8192)  # an archive has few dates, and a range is held against all of them
 def _span(vr: str, text: str) -> tuple[str, str] | None:
     """Return the first and the last normal form that a date or time stands for; None if it is neither."""
     if vr == "DA":
@@ -415,8 +633,9 @@ def _span(vr: str, text: str) -> tuple[str, str] | None:
     zone = found[8]
     if not zone:
         return low, high
+    minutes = parse_offset(zone)
     try:
-        return _utc(low, zone), _utc(high, zone)
+        return _shifted(low, -minutes), _shifted(high, -minutes)
     except (ValueError, OverflowError):  # a year before 1 or after 9999
         return None
 
@@ -445,11 +664,119 @@ def _time(
     return low, high
 
 
-def _utc(text: str, zone: str) -> str:
+def parse_offset(text: str) -> int:
+    """Minutes of an offset from UTC, "+0100".
+
+    Raises:
+        BadQuery: it is none.
+    """
+    text = _trimmed(text)
+    if not re.fullmatch(_ZONE, text, re.ASCII):
+        raise BadQuery(f"{_quoted(text)} is no offset from UTC, such as +0100")
+    minutes = int(text[1:3]) * 60 + int(text[3:5])
+    return -minutes if text[0] == "-" else minutes
+
+
+def offset_of(offsets: Values) -> int | None:
+    """The same of the values of (0008,0201); None where there is none that makes sense."""
+    for value in offsets:
+        try:
+            return parse_offset(str(value))
+        except BadQuery:
+            continue
+    return None
+
+
+def _shifted(moment: str, minutes: int) -> str:
     from datetime import datetime, timedelta  # most processes never see an offset
 
-    minutes = int(zone[1:3]) * 60 + int(zone[3:5])
-    local = datetime.strptime(text, "%Y%m%d%H%M%S.%f")
-    shifted = local - timedelta(minutes=-minutes if zone[0] == "-" else minutes)
+    moved = datetime.strptime(moment, "%Y%m%d%H%M%S.%f") + timedelta(minutes=minutes)
     # Not strftime: its %Y has no leading zeros on some systems.
-    return re.sub(r"[-:T]", "", shifted.isoformat(timespec="microseconds"))
+    return re.sub(r"[-:T]", "", moved.isoformat(timespec="microseconds"))
+
+
+def _moved(moment: str, minutes: int) -> str:
+    """A moment some minutes later, left alone where that is no year of four digits."""
+    try:
+        return _shifted(moment, minutes)
+    except (ValueError, OverflowError):
+        return moment
+
+
+# --- Date and time together --------------------------------------------------
+
+_DAY_BEGINS, _DAY_ENDS = "000000.000000", "235959.999999"
+
+
+class Moments:
+    """The keys of a date and of the time that goes with it, held against both. At least one is asked for.
+
+    Two ranges become one, PS3.4 C.2.2.2.5, Range Matching, with combined matching of date and time: from the
+    first time of the first day to the last time of the last, not these hours on each of the days. They
+    stay two where one of them is no range, or a time is bounded on a side where the date is not. A date
+    without a time stands for its whole day, and all of it must lie in the range.
+
+    `zone` is the query's offset from UTC in minutes: where the data set states its own, its dates and
+    times are taken to the query's zone first. A date without a time stays as it is.
+    """
+
+    __slots__ = ("_high", "_low", "_one_range", "_zone", "date", "time")
+
+    def __init__(
+        self, date: Match | None, time: Match | None, *, combined: bool = True, zone: int | None = None
+    ) -> None:
+        self.date = date
+        self.time = time
+        self._zone = zone
+        self._low: str | None = None
+        self._high: str | None = None
+        self._one_range = combined and date is not None and time is not None and _combine(date, time)
+        if date is not None and time is not None and self._one_range:
+            if date.low is not None:
+                self._low = date.low + (time.low or _DAY_BEGINS)
+            if date.high is not None:
+                self._high = date.high + (time.high or _DAY_ENDS)
+            if self._low is not None and self._high is not None and self._low > self._high:
+                raise BadQuery("the range of date and time ends before it begins")
+
+    def meets(self, columns: Sequence[Values], offsets: Values) -> bool:
+        return self.matches(columns[0], columns[1], offsets)
+
+    def matches(self, dates: Values, times: Values = (), offsets: Values = ()) -> bool:
+        """Return whether any date with its time matches, the first with the first and so on."""
+        if self.date is not None and self.date.kind is Kind.EMPTY and not self.date.matches(dates):
+            return False
+        if self.time is not None and self.time.kind is Kind.EMPTY and not self.time.matches(times):
+            return False
+        here = offset_of(offsets) if self._zone is not None else None
+        shift = self._zone - here if self._zone is not None and here is not None else 0
+        pairs = zip_longest(dates, times) if dates or times else [(None, None)]
+        return any(self._holds(date, time, shift) for date, time in pairs)
+
+    def _holds(self, date: str | float | None, time: str | float | None, shift: int) -> bool:
+        day = normalise_value("DA", date) if date is not None else ""
+        clock = normalise_value("TM", time) if time is not None else ""
+        if shift and clock:
+            moved = _moved((day or "20000101") + clock, shift)
+            day, clock = moved[:8] if day else "", moved[8:]
+        if self._one_range:
+            first, last = day + (clock or _DAY_BEGINS), day + (clock or _DAY_ENDS)
+            return (
+                day != ""
+                and (self._low is None or self._low <= first)
+                and (self._high is None or last <= self._high)
+            )
+        return _holds_part(self.date, day) and _holds_part(self.time, clock)
+
+
+def _combine(date: Match, time: Match) -> bool:
+    return (
+        date.is_span
+        and time.is_span
+        and (time.low is None or date.low is not None)
+        and (time.high is None or date.high is not None)
+    )
+
+
+def _holds_part(match: Match | None, normal: str) -> bool:
+    return match is None or match.kind in (Kind.EMPTY, Kind.UNIVERSAL) or match.matches_normal(normal)

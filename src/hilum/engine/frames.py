@@ -7,22 +7,28 @@ pread either way, however large the object. Every byte that leaves has been held
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 from isal.isal_zlib import crc32
 
+from hilum._fastparse import find_entry
 from hilum.dicom.layout import PIXEL_DATA, PixelLayout
 from hilum.dicom.native import native_frame_span, shift_bits
 from hilum.engine import frametable, header, record
 from hilum.engine.index import BlobPlace
-from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK, PackReader
+from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK, NotCached, PackReader
 from hilum.engine.record import BLOCK_SIZE, FRAME_ENTRY, Head, Instance
 from hilum.errors import BadDicom, Corrupt, NotFound
 
 BLOB_KINDS = (BULK_PACK, FILE_PACK)
+_PIECE = 1 << 20
+
+# Takes kinds of pack, container, offset and length; gives the bytes there.
+Read = Callable[[Sequence[int], int, int, int], bytes]
 
 _NUMBER = record.NUMBER_OF
-_ROWS, _COLUMNS = _NUMBER[0x00280010], _NUMBER[0x00280011]
+_PHOTOMETRIC = _NUMBER[0x00280004]
 
 
 def layout_of(instance: Instance) -> PixelLayout:
@@ -35,6 +41,12 @@ def layout_of(instance: Instance) -> PixelLayout:
         raise NotFound("this instance has no pixel data")
 
     def number(tag: int, default: int) -> int:
+        found = find_entry(instance.entries, _NUMBER[tag])
+        if found is None:
+            return default
+        flags, raw = found
+        if not flags and len(raw) == 2 and tag != 0x00280008:
+            return raw[0] | raw[1] << 8  # one US, as nearly all are
         try:
             values = record.values_of(instance.entries, _NUMBER[tag])
         except (BadDicom, record.LeftInHead):
@@ -52,8 +64,15 @@ def layout_of(instance: Instance) -> PixelLayout:
         bits_stored=number(0x00280101, number(0x00280100, 8)),
         pixel_representation=number(0x00280103, 0),
         planar_configuration=number(0x00280006, 0),
-        photometric=record.text_of(instance.entries, _NUMBER[0x00280004]),
+        photometric=_photometric_of(instance),
     )
+
+
+def _photometric_of(instance: Instance) -> str:
+    found = find_entry(instance.entries, _PHOTOMETRIC)
+    if found is not None and not found[0] and found[1].isascii() and b"\\" not in found[1]:
+        return found[1].decode("ascii").strip("\0 ")
+    return record.text_of(instance.entries, _PHOTOMETRIC)
 
 
 class FrameReader:
@@ -70,7 +89,12 @@ class FrameReader:
         self._packs = packs
         self._find_blob = find_blob
         self._read_head = read_head
-        self.layout = layout_of(instance)
+        if not instance.pixel_tag:
+            raise NotFound("this instance has no pixel data")
+
+    @cached_property
+    def layout(self) -> PixelLayout:
+        return layout_of(self._instance)
 
     @property
     def frame_count(self) -> int:
@@ -88,10 +112,55 @@ class FrameReader:
             BadDicom: the pixels are cut, or nothing tells where this frame lies.
             Corrupt: the bytes on disk are not what came in.
         """
+        return self._read_frame(index, self._packs.read)
+
+    def read_now(self, index: int) -> bytes | None:
+        """The same without ever waiting for the disk; None where that can't be: then read() may wait."""
+        instance = self._instance
+        if instance.flags & record.DEFLATED or not instance.pixel_digest:
+            return None
+        try:
+            return self._read_frame(index, self._packs.read_now)
+        except NotCached:
+            return None
+
+    def stream(self, index: int) -> tuple[int, Callable[[int, int], Iterator[bytes]]]:
+        """The length of a frame, and a function that gives the bytes of it from one offset to another.
+
+        For frames that are too large to be held, videos above all. It reads all of the frame whatever part is
+        wanted, since there is one checksum; and what does not fit is told by Corrupt after the last piece.
+
+        Raises: as read().
+        """
+        instance = self._instance
+        if (
+            not instance.flags & record.ENCAPSULATED
+            or not 0 <= index < instance.table_length // FRAME_ENTRY.size
+        ):
+            data = self.read(index)
+            return len(data), lambda begin, end: iter((data[begin:end],))
+        offset, length, crc, form = self._entry(index, self._packs.read)
+        if form == frametable.WITH_ITEMS or not instance.pixel_digest:
+            data = self.read(index)
+            return len(data), lambda begin, end: iter((data[begin:end],))
+
+        def pieces(begin: int, end: int) -> Iterator[bytes]:
+            found = 0
+            for at in range(0, length, _PIECE):
+                piece = self._read_value(offset + at, min(_PIECE, length - at), self._packs.read)
+                found = crc32(piece, found)
+                if at < end and begin < at + len(piece):
+                    yield piece[max(begin - at, 0) : end - at]
+            if found != crc:
+                raise Corrupt(f"frame {index + 1} is not what came in; run: hilum verify")
+
+        return length, pieces
+
+    def _read_frame(self, index: int, read: Read) -> bytes:
         if index < 0 or index >= self.frame_count:
             raise NotFound(f"no frame {index + 1} among {self.frame_count}")
         if self._instance.flags & record.ENCAPSULATED:
-            return self._read_encapsulated(index)
+            return self._read_encapsulated(index, read)
         span = native_frame_span(self.layout, index)
         if span.length == 0:
             raise BadDicom(
@@ -103,26 +172,26 @@ class FrameReader:
                 offset=self._instance.pixel_offset,
                 tag=self._instance.pixel_tag,
             )
-        data = self._read_in_order(span.offset, span.length)
+        data = self._read_in_order(span.offset, span.length, read)
         if self.layout.frame_bits % 8:
             return shift_bits(data, span.bit, self.layout.frame_bits)
         return data
 
-    def _read_in_order(self, offset: int, length: int) -> bytes:
+    def _read_in_order(self, offset: int, length: int, read: Read) -> bytes:
         """Native bytes in the order of the pixels.
 
         In big endian OW two pixels of 8 bits share a word, the second one in front: PS3.5 8.1.1 (Pixel Data
         Encoding of Related Data Elements) fills words from the least significant byte.
         """
         if not self._instance.pixel_words or self.layout.bits_allocated > 8:
-            return self._read_native(offset, length)
+            return self._read_native(offset, length, read)
         begin = offset & ~1
         end = min((offset + length + 1) & ~1, self._instance.pixel_length & ~1)
-        words = bytearray(self._read_native(begin, end - begin))
+        words = bytearray(self._read_native(begin, end - begin, read))
         words[0::2], words[1::2] = words[1::2], words[0::2]
         return bytes(words[offset - begin : offset - begin + length])
 
-    def _read_encapsulated(self, index: int) -> bytes:
+    def _read_encapsulated(self, index: int, read: Read) -> bytes:
         instance = self._instance
         if not instance.table_length:
             raise BadDicom(
@@ -130,14 +199,8 @@ class FrameReader:
                 offset=instance.pixel_offset,
                 tag=instance.pixel_tag,
             )
-        at = instance.offset + instance.head_length + index * FRAME_ENTRY.size
-        entry = self._packs.read((HEAD_PACK,), instance.container, at, FRAME_ENTRY.size)
-        offset, length, crc, form = FRAME_ENTRY.unpack(entry)
-        # The entry has no checksum of its own, so it must make sense: no frame begins where the offset
-        # table's item does, none ends behind the value, and item headers are there or not as it says.
-        if not 0 < offset <= instance.pixel_length - length:
-            raise Corrupt(f"the table entry of frame {index + 1} is damaged; run: hilum verify")
-        data = self._read_value(offset, length)
+        offset, length, crc, form = self._entry(index, read)
+        data = self._read_value(offset, length, read)
         with_items = data[:4] in (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
         if crc32(data) != crc or with_items != (form == frametable.WITH_ITEMS):
             raise Corrupt(f"frame {index + 1} is not what came in; run: hilum verify")
@@ -145,31 +208,47 @@ class FrameReader:
             return frametable.strip_items(data, big_endian=bool(instance.flags & record.BIG_ENDIAN))
         return data
 
-    def _read_native(self, offset: int, length: int) -> bytes:
+    def _entry(self, index: int, read: Read) -> tuple[int, int, int, int]:
+        """Offset, length, checksum and form of an encapsulated frame.
+
+        The entry has no checksum of its own, so it must make sense: no frame begins where the offset table's
+        item does, none ends behind the value, and item headers are there or not as it says.
+        """
+        instance = self._instance
+        at = instance.offset + instance.head_length + index * FRAME_ENTRY.size
+        entry: tuple[int, int, int, int] = FRAME_ENTRY.unpack(
+            read((HEAD_PACK,), instance.container, at, FRAME_ENTRY.size)
+        )
+        if not 0 < entry[0] <= instance.pixel_length - entry[1]:
+            raise Corrupt(f"the table entry of frame {index + 1} is damaged; run: hilum verify")
+        return entry
+
+    def _read_native(self, offset: int, length: int, read: Read) -> bytes:
         """Read whole blocks around the frame, since a checksum covers a block."""
         instance = self._instance
         if instance.flags & record.DEFLATED:
             return self._read_inflated(offset, length)
         if not instance.pixel_digest:
-            return self._read_value(offset, length)  # the head's own checksum covers it
+            return self._read_value(offset, length, read)  # the head's own checksum covers it
         if not instance.table_length:
-            data = self._read_value(0, instance.pixel_length)
+            data = self._read_value(0, instance.pixel_length, read)
             if crc32(data) != instance.pixel_crc:
                 raise Corrupt("the pixels are not what came in; run: hilum verify")
             return data[offset : offset + length]
         first, last = offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE
         begin = first * BLOCK_SIZE
         end = min((last + 1) * BLOCK_SIZE, instance.pixel_length)
-        data = self._read_value(begin, end - begin)
+        data = self._read_value(begin, end - begin, read)
         at = instance.offset + instance.head_length + first * 4
-        crcs = self._packs.read((HEAD_PACK,), instance.container, at, (last - first + 1) * 4)
+        crcs = read((HEAD_PACK,), instance.container, at, (last - first + 1) * 4)
+        view = memoryview(data)
         for block in range(last - first + 1):
-            piece = data[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]
+            piece = view[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]
             if crc32(piece).to_bytes(4, "little") != crcs[block * 4 : block * 4 + 4]:
                 raise Corrupt(f"block {first + block} of the pixels is not what came in; run: hilum verify")
         return data[offset - begin : offset - begin + length]
 
-    def _read_value(self, offset: int, length: int) -> bytes:
+    def _read_value(self, offset: int, length: int, read: Read) -> bytes:
         """Bytes of the Pixel Data value, wherever it lies."""
         instance = self._instance
         if not instance.pixel_digest:
@@ -180,7 +259,7 @@ class FrameReader:
                     at -= hole.length
             return head.head[at : at + length]
         place = self._find_blob(instance.pixel_digest)
-        return self._packs.read(BLOB_KINDS, place.container, place.offset + offset, length)
+        return read(BLOB_KINDS, place.container, place.offset + offset, length)
 
     def _read_inflated(self, offset: int, length: int) -> bytes:
         """Inflate up to the frame, in bounded memory but for the frame and the deflated bytes."""

@@ -25,6 +25,7 @@ from hilum import _fastio
 from hilum.engine import prepare, query, record
 from hilum.engine.index import Snapshot
 from hilum.engine.prepare import Prepared
+from hilum.engine.question import Key
 from hilum.engine.store import Store
 from hilum.engine.writer import Outcome, Policy, Result, read_journal_tail
 from hilum.errors import BadDicom, HilumError, NotDicom, StoreFault
@@ -173,6 +174,20 @@ def _size_of(path: bytes) -> int:
         return 0
 
 
+def matches(keys: Iterable[Key], upper: bytes, own: bytes) -> bool:
+    """Whether an object that is not stored matches keys, by the entries of its levels."""
+    for key in keys:
+        number = key.number if key.number >= 0 else record.NUMBER_OF[0x00080060]
+        entries = own if record.LEVEL_OF[number] == record.INSTANCE else upper
+        try:
+            values = record.values_of(entries, number)
+        except (BadDicom, record.LeftInHead):
+            return False
+        if not key.match.matches(values):
+            return False
+    return True
+
+
 # --- One batch, in one process ----------------------------------------------------
 
 
@@ -283,22 +298,10 @@ class BatchImporter:
         except (HilumError, OSError) as failure:
             self._fail(path, size, failure)
             return None
-        if self._keys and not self._matches(prepared):
+        if not matches(self._keys, prepared.upper, prepared.own):
             self._tally.skipped += 1
             return None
         return prepared
-
-    def _matches(self, prepared: Prepared) -> bool:
-        for key in self._keys:
-            number = key.number if key.number >= 0 else record.NUMBER_OF[0x00080060]
-            entries = prepared.own if record.LEVEL_OF[number] == record.INSTANCE else prepared.upper
-            try:
-                values = record.values_of(entries, number)
-            except (BadDicom, record.LeftInHead):
-                return False
-            if not key.match.matches(values):
-                return False
-        return True
 
     def _commit(self, pending: list[tuple[bytes, int, Prepared]]) -> None:
         outcomes = self._store.writer.submit([prepared for _, _, prepared in pending], self._policy)
@@ -317,7 +320,7 @@ class BatchImporter:
                 size = status.st_size
                 while True:
                     prepared = self._store.prepare_fd(file.fileno(), source=path)
-                    if self._keys and not self._matches(prepared):
+                    if not matches(self._keys, prepared.upper, prepared.own):
                         prepared.discard()
                         self._tally.skipped += 1
                         return None

@@ -50,6 +50,7 @@ BLOCK_STUDIES = 256
 COLUMN_KEY = Struct(">BI")  # field, block
 _COLUMN_TEXT_MAX = 220  # bytes; 256 of them with their frame stay under 64 KiB
 _LONG = b"\x01"  # instead of a text longer than that: its study must be looked at
+_SLOT = re.compile(rb"\n[0-9a-f]{2}")
 _LINE = re.compile(rb"\n([0-9a-f]{2})([^\n]*)")
 _LONG_LINE = re.compile(rb"\n([0-9a-f]{2})\x01(?![^\n])")
 ODD = b"\x01"  # instead of a text: not all of the study's values stand in keys, and it must be looked at
@@ -117,11 +118,16 @@ def keys_of(study: record.Study, number: int, uid: bytes) -> set[bytes]:
     return found
 
 
+def column_form(text: str) -> bytes:
+    """A normal form, or a part of one, as it stands in a column."""
+    return text.encode("utf-8", "surrogatepass").replace(b"\n", b" ")
+
+
 def column_texts(entries: bytes) -> dict[int, bytes]:
     """The text of each column for one study; several values are joined by a tab."""
     found = {}
     for field in COLUMNS:
-        text = "\t".join(values_of(entries, field)).encode("utf-8", "surrogatepass").replace(b"\n", b" ")
+        text = column_form("\t".join(values_of(entries, field)))
         if text:
             found[field] = text if len(text) <= _COLUMN_TEXT_MAX else _LONG
         elif is_left(entries, field):
@@ -141,6 +147,11 @@ def set_in_block(block: bytes, number: int, text: bytes | None) -> bytes:
         end = block.find(b"\n", begin + 1)
         block = block[:begin] + (block[end:] if end >= 0 else b"")
     return block + b"\n" + slot + text if text is not None else block
+
+
+def texts_of_block(block: bytes) -> str:
+    """The texts of a block, one a line."""
+    return _SLOT.sub(b"\n", block).decode("utf-8", "surrogatepass")
 
 
 def search_block(block: bytes, literal: bytes) -> Iterator[tuple[int, bytes]]:

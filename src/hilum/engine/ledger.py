@@ -104,7 +104,14 @@ class Ledger:
         self._last = 0
 
     def stored(
-        self, study: bytes, series: bytes, uid: bytes, upper: bytes, instance: Instance, *, fresh: bool = False
+        self,
+        study: bytes,
+        series: bytes,
+        uid: bytes,
+        upper: bytes,
+        instance: Instance,
+        *,
+        fresh: bool = False,
     ) -> bytes:
         """Enter an instance whose head is in a pack; return its key.
 

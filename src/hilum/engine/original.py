@@ -5,15 +5,12 @@ Checks nothing: the store holds a checksum against what leaves it whole. Looks n
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hilum.engine.record import Head, Value
-
-NO_TEXT_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "UN"))
+from hilum.engine.record import Head
 
 
 def original_pieces(head: Head, read_blob: Callable[[bytes, int], Iterator[bytes]]) -> Iterator[bytes]:
@@ -27,33 +24,6 @@ def original_pieces(head: Head, read_blob: Callable[[bytes, int], Iterator[bytes
         at = end
         gone += hole.length
     yield head.head[at:]
-
-
-def read_element(file: OriginalFile, tag: int) -> tuple[str, list[Value]]:
-    """(VR, values) of any element of a stored object, read by pydicom; ("", []) where there is none."""
-    import warnings
-
-    import pydicom
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with contextlib.suppress(Exception):  # pydicom raises many kinds; then there is no value
-            element = pydicom.dcmread(file, force=True, specific_tags=[tag], defer_size=1024).get(tag)
-            if element is not None:
-                vr = str(element.VR)
-                if vr in NO_TEXT_VRS or not element.VM:
-                    return vr, []
-                values = element.value if element.VM > 1 else [element.value]
-                return vr, [_plain(value) for value in values]
-    return "", []
-
-
-def _plain(value: object) -> Value:
-    """A value of pydicom's as one of ours: without its own classes of numbers, names and dates."""
-    for kind in (int, float):
-        if isinstance(value, kind):
-            return kind(value)
-    return str(value)
 
 
 class OriginalFile(io.RawIOBase):

@@ -325,7 +325,7 @@ class Diverted:
 
 
 class Names(NamedTuple):
-    """What a file that can't be stored says that it is, as far as it could be read; empty where it could not."""
+    """What a file that can't be stored says that it is, as far as it could be read; else empty."""
 
     study: bytes
     uid: bytes
@@ -336,9 +336,9 @@ class Names(NamedTuple):
 class Arrival:
     """A file that comes in by pieces, of a length that nobody has told. Not thread-safe.
 
-    It is held in memory while it is small. Native Pixel Data over IN_MEMORY_MAX go to a sink as soon as the head
-    tells of them, so that they are written once; whatever else is too large lies in a file without a name, and
-    is prepared from there. End it by finish() and then discard().
+    It is held in memory while it is small. Native Pixel Data over IN_MEMORY_MAX go to a sink as soon as the
+    head tells of them, so that they are written once; whatever else is too large lies in a file without a
+    name, and is prepared from there. End it by finish() and then discard().
     """
 
     def __init__(
@@ -362,6 +362,11 @@ class Arrival:
     def held(self) -> int:
         """Bytes in memory."""
         return len(self._data)
+
+    @property
+    def is_spooled(self) -> bool:
+        """Whether it lies on the disk, to be read from there."""
+        return self._file is not None
 
     def is_quick(self, size: int) -> bool:
         """Whether so many more bytes can be written without touching a disk or waiting for anybody."""

@@ -9,24 +9,28 @@ from __future__ import annotations
 import io
 import os
 import stat
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, BinaryIO, Literal, NamedTuple, Self
+from urllib.parse import quote
 
 from isal.isal_zlib import crc32
 
 from hilum.dicom import dictionary, json
-from hilum.engine import prepare, query, record
+from hilum.dicom.dictionary import Path
+from hilum.engine import document, elements, prepare, query, record
 from hilum.engine.folder import Folder
 from hilum.engine.frames import BLOB_KINDS, FrameReader
-from hilum.engine.index import INDEX_VERSION, BlobPlace, Index, Snapshot
-from hilum.engine.original import NO_TEXT_VRS, OriginalFile, original_pieces, read_element
+from hilum.engine.index import INDEX_VERSION, U64, BlobPlace, Index, Snapshot
+from hilum.engine.ledger import CHANGE_DELETED, CHANGE_REPLACED, uids_of_key, unpack_uids
+from hilum.engine.original import OriginalFile, original_pieces
 from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK, RECORD_SIZE, SUFFIX_OF, PackReader, list_packs
-from hilum.engine.prepare import Prepared
+from hilum.engine.prepare import Arrival, Prepared
 from hilum.engine.record import Head, Instance, Value
 from hilum.engine.writer import Outcome, Policy, Result, Writer
-from hilum.errors import BadDicom, BadQuery, Conflict, Corrupt, NotFound, ReadOnly, StoreMissing
+from hilum.errors import BadDicom, BadQuery, Conflict, Corrupt, NotFound, ReadOnly, StoreMissing, Unsupported
 
 _CHUNK = 1 << 20
 _UID = record.NUMBER_OF[0x00080018]
@@ -44,6 +48,25 @@ class Located(NamedTuple):
 
     key: bytes
     instance: Instance
+
+
+class Change(NamedTuple):
+    """One change of state, of one instance."""
+
+    number: int
+    kind: str  # "stored", "replaced" or "deleted"
+    study: str  # UIDs; of what was deleted only its own is known
+    series: str
+    instance: str
+
+
+class Changes(NamedTuple):
+    """A part of the change log."""
+
+    epoch: str  # of this index; another one means that the log was made anew
+    last: int  # number to go on from
+    more: bool
+    found: list[Change]
 
 
 class Store:
@@ -64,6 +87,7 @@ class Store:
             self._folder.close()
             raise
         self._packs = PackReader(self._folder.packs)
+        self._derived = document.Derived(os.path.join(self._folder.path, "derived"), read_only=read_only)
         self._writer = Writer(self._folder, self._index, self._packs)
         self._closing = threading.Lock()
         self._closed = False
@@ -193,6 +217,33 @@ class Store:
         """Store prepared objects in one commit; the batch API of bulk work. Keep a batch to about 1,000."""
         return [outcome.result for outcome in self.writer.submit(objects, policy)]
 
+    def arrival(self, *, source: str = "") -> Arrival:
+        """A file that comes in by pieces: write() them, finish() it for ingest_many(), then discard() it.
+
+        Raises:
+            ReadOnly: the store was opened for reading.
+        """
+        if self.read_only:
+            raise ReadOnly(f"{self.path} was opened for reading")
+        return Arrival(
+            make_sink=lambda: self.writer.new_file_pack(),
+            append=lambda blob: self.writer.append_blob(blob),  # the writer of that moment: it may be renewed
+            make_file=lambda: tempfile.TemporaryFile(buffering=0, dir=self._folder.spool),
+            source=source.encode("utf-8", "surrogateescape"),
+        )
+
+    def renew_writer(self, broken: Writer) -> None:
+        """Give a writer up that raised StoreBroken; the next one recovers what it left, when it first writes.
+
+        The way of a process that can't stop: readers go on, and what was acknowledged stays. Of several
+        threads that saw the same writer break, the first one renews it.
+        """
+        with self._closing:
+            if self._closed or self._writer is not broken:
+                return
+            broken.close()
+            self._writer = Writer(self._folder, self._index, self._packs)
+
     # Out.
 
     def find(
@@ -204,37 +255,32 @@ class Store:
         offset: int = 0,
         order: Sequence[str] = (),
     ) -> list[query.Row]:
-        """Find patients, studies, series or instances by indexed attributes, as a list; see find_iter()."""
-        return list(self.find_iter(level, keys, limit=limit, offset=offset, order=order))
+        """Find patients, studies, series or instances, as a list; see search() for more ways to ask."""
+        return list(self.search(query.Asked(level, _pairs(keys), (), limit, offset, order)))
 
-    def find_iter(
-        self,
-        level: str,
-        keys: dict[str, str] | Iterable[tuple[str, str]] = (),
-        *,
-        limit: int | None = None,
-        offset: int = 0,
-        order: Sequence[str] = (),
-    ) -> Iterator[query.Row]:
-        """Find patients, studies, series or instances by indexed attributes, a row at a time.
+    def search(self, asked: query.Asked) -> query.Found:
+        """Find patients, studies, series or instances, a row at a time: the engine call of every front end.
 
-        The rows are those of one moment. Take them soon: the index keeps that moment's pages until then.
-
-        `keys` are names (keywords or tags) and values as PS3.4 C.2.2.2 (Attribute Matching) has them.
-        `order` names attributes to sort by, "-" in front of one for descending.
+        Keys are names and values as PS3.4 C.2.2.2 (Attribute Matching) has them; see Asked.
 
         Raises:
             BadQuery: an unknown level or name, a value that makes no sense.
         """
-        if level not in query.LEVELS:
-            raise BadQuery(f"{level!r} is no level: patients, studies, series or instances")
-        if offset < 0 or (limit is not None and limit < 0):
-            raise BadQuery("limit and offset can't be negative")
-        wanted = query.parse_keys(_pairs(keys))
-        by = [_order_of(name) for name in order]
+        return query.Found(query.parse_question(asked), self._index.read, self._read_left, self._read_item)
+
+    def count(self, asked: query.Asked) -> int:
+        """How many rows match, whatever the limit and the offset.
+
+        Raises:
+            BadQuery: as search().
+            Unsupported: it can't be told in the time that was allowed for reading heads.
+        """
+        question = query.parse_question(asked)
         with self._index.read() as snapshot:
-            found = query.Query(snapshot, query.LEVELS[level], wanted, self._read_left)
-            yield from found.rows(limit=limit, offset=offset, order=by)
+            try:
+                return query.Query(snapshot, question, self._read_left, self._read_item).count()
+            except query.TimeIsUpError as failure:
+                raise Unsupported(f"not counted: {failure}") from None
 
     def select(
         self, keys: dict[str, str] | Iterable[tuple[str, str]] = ()
@@ -244,13 +290,12 @@ class Store:
         Each series is looked up when its turn comes, so that nothing holds old pages of the index for long;
         what is deleted meanwhile is left out.
         """
-        wanted = query.parse_keys(_pairs(keys))
-        with self._index.read() as snapshot:
-            found = query.Query(snapshot, record.SERIES, wanted, self._read_left)
-            series_keys = [row.key for row in found.rows()]
+        question = query.parse_question(query.Asked("series", _pairs(keys)))
+        series_keys = [row.key for row in self.search(query.Asked("series", _pairs(keys)))]
         for key in series_keys:
             with self._index.read() as snapshot:
-                selected = query.Query(snapshot, record.SERIES, wanted, self._read_left).in_series(key)
+                found = query.Query(snapshot, question, self._read_left, self._read_item)
+                selected = found.in_series(key)
             if selected is not None:
                 yield selected
 
@@ -260,15 +305,12 @@ class Store:
         Raises:
             BadQuery: as find().
         """
-        wanted = query.parse_keys(_pairs(keys))
-        if level not in query.LEVELS:
-            raise BadQuery(f"{level!r} is no level: patients, studies, series or instances")
+        question = query.parse_question(query.Asked(level, _pairs(keys)))
         uids: list[bytes] = []
         with self._index.read() as snapshot:
-            rows = query.Query(snapshot, query.LEVELS[level], wanted, self._read_left).rows()
-            for row in rows:
+            for row in query.Query(snapshot, question, self._read_left, self._read_item).rows():
                 for _, instance in instances_under(snapshot, row):
-                    uids.append(record.raw_of(instance.entries, record.NUMBER_OF[0x00080018]))
+                    uids.append(record.raw_of(instance.entries, _UID))
         return uids
 
     def locate(self, uid: str) -> Located:
@@ -357,41 +399,65 @@ class Store:
             size = min(_CHUNK, length - at)
             yield self._packs.read(BLOB_KINDS, place.container, place.offset + at, size)
 
-    def row_values(self, row: query.Row, path: tuple[int, ...]) -> list[Value]:
-        """Any attribute of a row: out of the index, else out of the head of the instance that speaks for it.
+    def row_values(self, row: query.Row, path: Path) -> list[Value]:
+        """The values of any attribute of a row, of each item of the sequences that it lies in. One that is
+        not indexed is that of the instance that speaks for the row."""
+        document = self.row_json(row, query.Include(paths=(path,)))
+        return elements.values_at(document, path)
 
-        Raises:
-            BadQuery: it is a sequence or binary, or lies in a sequence that is not indexed.
-        """
-        return self._row_element(row, path)[1]
-
-    def _row_element(self, row: query.Row, path: tuple[int, ...]) -> tuple[str, list[Value]]:
-        if len(path) == 1 and path[0] in row.computed:
-            return query.COMPUTED[path[0]][0], row.computed[path[0]]
-        number = query.entry_number(path)
-        if number is not None and (len(path) > 1 or _is_in_row(row, path)):
-            return record.VR_OF[number], row.values(number)
-        if len(path) > 1:
-            raise BadQuery("attributes inside sequences can't be included yet")
-        vr = dictionary.vr_of(path[0])
-        if vr in NO_TEXT_VRS and vr != "UN":
-            name = dictionary.keyword_of(path[0]) or dictionary.format_tag(path[0])
-            raise BadQuery(f"{name} is {vr}, and only text and numbers can be included")
-        found, values = self._read_element(row.donor, path[0])
-        return found or vr, values
-
-    def row_text(self, row: query.Row, path: tuple[int, ...]) -> str:
+    def row_text(self, row: query.Row, path: Path) -> str:
         """The same as text, values joined by backslashes."""
         return "\\".join("" if value is None else str(value) for value in self.row_values(row, path))
 
-    def row_json(self, row: query.Row, include: Sequence[tuple[int, ...]] = ()) -> dict[str, Any]:
-        """A row as DICOM JSON, PS3.18 F.2, with the attributes in `include` beside those of its level."""
-        document = row.to_json([path for path in include if _is_in_row(row, path)])
-        for path in include:
-            # Indexed attributes of a sequence stand in it, where the row has it.
-            if json.key(path[0]) not in document and (len(path) == 1 or query.entry_number(path) is None):
-                document[json.key(path[-1])] = json.element(*self._row_element(row, path))
+    def row_json(
+        self, row: query.Row, include: query.Include | Literal["all"] | Iterable[Path] = (), *, base: str = ""
+    ) -> dict[str, Any]:
+        """A row as DICOM JSON, PS3.18 F.2, with what `include` names beside the attributes of its level.
+
+        What is not indexed at the row's level or above is that of the instance that speaks for the row. The
+        URI of a value that is too long for an answer begins with `base`.
+        """
+        if not isinstance(include, query.Include):
+            include = query.Include(True) if include == "all" else query.Include(False, tuple(include))
+        above, below = query.parted(include.paths, row.level)
+        document = row.to_json(above)
+        if include.everything:
+            found = self._head_of(row, elements.Wanted(None), base)
+            mine = (name for name in found if row.level == record.INSTANCE or _level(name) <= row.level)
+            document = {name: found[name] for name in mine} | document
+        if below:
+            self._add_from_head(row, below, document, base)
         return dict(sorted(document.items()))
+
+    def _add_from_head(
+        self, row: query.Row, paths: Sequence[Path], document: dict[str, Any], base: str
+    ) -> None:
+        sequences = {path[0] for path in paths if len(path) > 1}
+        # What the index knows of a sequence stands in the same items as what it does not.
+        indexed = [(record.REQUEST_ATTRIBUTES, tag) for tag in record.NESTED_NUMBER_OF]
+        wanted = [*paths, *(path for path in indexed if path[0] in sequences)]
+        document.update(self._head_of(row, elements.Wanted(wanted), base))
+        for path in paths:
+            if isinstance(path[0], int) and json.key(path[0]) not in document:
+                document[json.key(path[0])] = {"vr": dictionary.vr_of(path[0]) if len(path) == 1 else "SQ"}
+
+    def _head_of(self, row: query.Row, wanted: elements.Wanted, base: str) -> elements.Item:
+        """Elements of the instance that speaks for a row; none if it has gone since the row was read, or if
+        its head is damaged: what the index knows is an answer still, and verify tells."""
+        uid = row.donor
+        with self._index.read() as snapshot:
+            key = snapshot.get(b"sop_uids", uid)
+            value = snapshot.get(b"instances", key) if key is not None else None
+            if key is None or value is None:
+                return {}
+            study, series = uids_of_key(snapshot, key)
+        path = "/studies/{}/series/{}/instances/{}/bulkdata/".format(
+            *(quote(part, safe="") for part in (study, series, uid))
+        )
+        try:
+            return wanted.read(self.read_head(record.unpack_instance(value)), prefix=base + path)
+        except Corrupt:
+            return {}
 
     def stats(self) -> dict[str, int]:
         """Counts, and bytes on disk."""
@@ -415,6 +481,44 @@ class Store:
         counts["index_bytes"] = self._index.file_bytes()
         return counts
 
+    def instance_json(self, uid: str, *, base: str) -> bytes:
+        """The metadata of an instance, one DICOM JSON Model object; BulkDataURIs begin with `base`.
+
+        Raises:
+            NotFound: it is not stored.
+            Corrupt: the head on disk is not what came in.
+        """
+        with self._index.read() as snapshot:
+            located = locate_in(snapshot, uid)
+            study, series = uids_of_key(snapshot, located.key)
+        head = self.read_head(located.instance)
+        return document.instance_json(head, study, series, uid.encode("ascii"), base=base)
+
+    def series_json(self, study: str, series: str, *, base: str) -> document.SeriesDocument:
+        """The metadata of a series, an array of such objects: compressed as it is kept, or plain.
+
+        Raises:
+            NotFound: there is no such series in that study.
+        """
+        with self._index.read() as snapshot:
+            return document.series_document(snapshot, self._packs, self._derived, study, series, base=base)
+
+    def bulk_data(self, uid: str, path: str) -> document.BulkValue:
+        """A bulk value of an instance, by the path in its BulkDataURI: "7FE00010", "52009229.1.00420011".
+
+        Raises:
+            NotFound: it is not stored, or has no value there.
+            BadQuery: it is no path.
+            Corrupt: the bytes on disk are not what came in.
+        """
+        instance = self.locate(uid).instance
+        head = self.read_head(instance)
+        place = document.bulk_value(head, path)
+        frames = None
+        if place.is_encapsulated and place.offset == instance.pixel_offset and instance.table_length:
+            frames = FrameReader(instance, self._packs, self.find_blob, lambda: head)
+        return document.BulkValue(head, place, self.read_blob, frames)
+
     # Away.
 
     def delete(self, level: str, keys: dict[str, str] | Iterable[tuple[str, str]]) -> int:
@@ -423,21 +527,58 @@ class Store:
         Raises:
             BadQuery: as find(), and when there is no key at all.
         """
-        pairs = list(_pairs(keys))
-        if not query.parse_keys(pairs):
+        pairs = _pairs(keys)
+        if query.parse_question(query.Asked(level, pairs)).is_universal:
             raise BadQuery("delete needs a key that narrows it down; to empty a store, remove its folder")
         return self.writer.delete(self.find_uids(level, pairs))
 
     def _read_left(self, uid: bytes, number: int) -> list[Value]:
         """An attribute that was too long for the index, out of the head of this instance."""
-        return self._read_element(uid, record.TAG_OF[number])[1]
-
-    def _read_element(self, uid: bytes, tag: int) -> tuple[str, list[Value]]:
+        tag = record.TAG_OF[number]
+        nested = number >= len(record.NUMBER_OF)
+        path = (record.REQUEST_ATTRIBUTES, tag) if nested else (tag,)
         try:
             instance = self.locate(uid.decode("latin-1")).instance
         except NotFound:
-            return "", []  # gone since its row was read
-        return read_element(OriginalFile(self.read_head(instance), self.read_blob), tag)
+            return []  # gone since its row was read
+        return elements.values_at(self._read_item(instance, elements.Wanted([path])), path)
+
+    def _read_item(self, instance: Instance, wanted: elements.Wanted) -> elements.Item:
+        return wanted.read(self.read_head(instance))
+
+    # What happened.
+
+    def last_change(self) -> int:
+        """Number of the last change of state: while it is the same, so is every answer."""
+        with self._index.read() as snapshot:
+            return snapshot.number(b"sequence")
+
+    def changes(self, since: int = 0, *, limit: int = 1000) -> Changes:
+        """What happened after the change with number `since`, in the order in which it did.
+
+        An instance that has gone since is told by its deletion alone.
+        """
+        found: list[Change] = []
+        last = since
+        more = False
+        with self._index.read() as snapshot:
+            epoch = snapshot.get(b"meta", b"epoch") or b""
+            for key, value in snapshot.scan(b"changes", U64.pack(since + 1)):
+                if len(found) >= limit:
+                    more = True
+                    break
+                last = U64.unpack(key)[0]
+                kind, what = value[0], value[1:]
+                if kind == CHANGE_DELETED:
+                    gone = (uid.decode("latin-1") for uid in unpack_uids(what))
+                    found.extend(Change(last, "deleted", "", "", uid) for uid in gone)
+                    continue
+                stored = snapshot.get(b"instances", what)
+                if stored is not None:
+                    uid = record.raw_of(record.unpack_instance(stored).entries, _UID)
+                    names = (name.decode("latin-1") for name in (*uids_of_key(snapshot, what), uid))
+                    found.append(Change(last, "replaced" if kind == CHANGE_REPLACED else "stored", *names))
+        return Changes(epoch.hex(), last, more, found)
 
 
 def _descriptor_of(file: BinaryIO) -> int:
@@ -451,14 +592,13 @@ def _descriptor_of(file: BinaryIO) -> int:
     return raw.fileno()
 
 
-def _pairs(keys: dict[str, str] | Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
-    return keys.items() if isinstance(keys, dict) else keys
+def _pairs(keys: dict[str, str] | Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    return list(keys.items() if isinstance(keys, dict) else keys)
 
 
-def _is_in_row(row: query.Row, path: tuple[int, ...]) -> bool:
-    """Whether the index has this attribute for the row: it is of the row's level, or of one above."""
-    number = query.entry_number(path)
-    return number is not None and record.LEVEL_OF[number] <= row.level
+def _level(name: str) -> int:
+    """The level of an attribute, by its name in DICOM JSON."""
+    return query.level_of_path((int(name, 16),))
 
 
 def _ingested(prepared: Prepared, outcome: Outcome) -> Ingested:
@@ -466,17 +606,6 @@ def _ingested(prepared: Prepared, outcome: Outcome) -> Ingested:
     if outcome.result == Result.CONFLICT:
         raise Conflict(f"{uid} is stored with other content, which is kept")
     return Ingested(uid, outcome.result)
-
-
-def _order_of(name: str) -> tuple[int, bool]:
-    descending = name.startswith("-")
-    path = query.parse_path(name.removeprefix("-"))
-    if len(path) == 1 and path[0] in query.COMPUTED:
-        return path[0], descending
-    number = query.entry_number(path)
-    if number is None:
-        raise BadQuery(f"{name.removeprefix('-')} is not indexed, so nothing can be sorted by it")
-    return number, descending
 
 
 def locate_in(snapshot: Snapshot, uid: str) -> Located:

@@ -539,6 +539,8 @@ class Writer:
         """Once: recover every unsealed pack that no other writer holds, and take one of each kind."""
         if self._ready:
             return
+        if self._broken is not None:  # closed since, and another writer has its place: take nothing from it
+            raise StoreBroken("the store was closed to writes after an earlier failure") from self._broken
         try:
             self._take_packs()
             self._folder.keep_ballast()

@@ -1,0 +1,181 @@
+"""Takes the UIDs of a resource, as a URI names them; gives the instances under it. Decodes nothing.
+
+A resource is a study, a series of it, or an instance of that: UIDs that exist, but not under each other,
+name nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from hilum.engine import record
+from hilum.engine.catalog import series_key_name
+from hilum.engine.frames import FrameReader
+from hilum.engine.header import UID_MAX
+from hilum.engine.index import U32, BlobPlace, Index, Snapshot, unpack_place
+from hilum.engine.packs import PackReader
+from hilum.engine.record import Head, Instance
+from hilum.errors import Corrupt, NotFound
+
+_UID = record.NUMBER_OF[0x00080018]
+_SERIES_UID = record.NUMBER_OF[0x0020000E]
+
+
+class Resource(NamedTuple):
+    """One stored instance, with the UIDs above it."""
+
+    study: str
+    series: str
+    uid: str  # SOP Instance UID
+    instance: Instance
+
+
+def instances(index: Index, study: str, series: str = "", uid: str = "") -> list[Resource]:
+    """The instances of a study, of a series or one alone, in the order in which they came.
+
+    Raises:
+        NotFound: there is no such study, or no such series in it, or no such instance in that.
+    """
+    with index.read() as snapshot:
+        if uid:
+            _, value = _find_instance(snapshot, study, series, uid)
+            return [Resource(study, series, uid, record.unpack_instance(value))]
+        prefix = _find_study(snapshot, study)
+        if series:
+            prefix = _find_series(snapshot, study, prefix, series)
+        found = []
+        current, series_uid = b"", series
+        for key, value in snapshot.scan_prefix(b"instances", prefix):
+            if not series and key[:8] != current:
+                current = key[:8]
+                series_uid = _series_uid(snapshot, current)
+            instance = record.unpack_instance(value)
+            found.append(Resource(study, series_uid, _uid_of(instance), instance))
+    if not found:
+        raise NotFound(f"nothing is stored in {series[:80] or study[:80]}")
+    return found
+
+
+def series_of(index: Index, study: str) -> list[str]:
+    """The Series Instance UIDs of a study.
+
+    Raises:
+        NotFound: there is no such study.
+    """
+    with index.read() as snapshot:
+        prefix = _find_study(snapshot, study)
+        return [_series_uid(snapshot, key) for key, _ in snapshot.scan_prefix(b"series", prefix)]
+
+
+class FrameReaders:
+    """Finds readers of frames by the UIDs of their instances, and keeps those that were asked for last.
+
+    None is given before the index has been asked whether it still holds: what was deleted, replaced or moved
+    since is found anew, or not at all.
+    """
+
+    def __init__(
+        self, index: Index, packs: PackReader, read_head: Callable[[Instance], Head], count_max: int = 8192
+    ) -> None:
+        self._index = index
+        self._packs = packs
+        self._read_head = read_head
+        self._count_max = count_max
+        self._kept: dict[tuple[str, str, str], _Kept] = {}
+
+    def get(self, study: str, series: str, uid: str) -> tuple[Instance, FrameReader]:
+        """The instance and a reader of its frames.
+
+        Raises:
+            NotFound: there is no such instance in that series and study, or it has no pixels.
+        """
+        name = study, series, uid
+        kept = self._kept.pop(name, None)
+        with self._index.read() as snapshot:
+            # Keys are never used again, so the same record under the same key is the same instance.
+            if kept is None or snapshot.get(b"instances", kept.key) != kept.value:
+                key, value = _find_instance(snapshot, study, series, uid)
+                instance = record.unpack_instance(value)
+            else:
+                key, value, instance = kept.key, kept.value, kept.instance
+            place = snapshot.get(b"places", instance.pixel_digest) if instance.pixel_digest else b""
+            if kept is None or kept.instance is not instance or kept.place != place:
+                reader = self._reader(instance, place)
+                kept = _Kept(key, value, place, instance, reader)
+        self._kept[name] = kept  # at the end: the first is the one that was asked for longest ago
+        if len(self._kept) > self._count_max:
+            self._kept.pop(next(iter(self._kept)), None)
+        return kept.instance, kept.reader
+
+    def _reader(self, instance: Instance, place: bytes | None) -> FrameReader:
+        known = unpack_place(place) if place else None
+
+        def find_blob(digest: bytes) -> BlobPlace:
+            if known is not None and digest == instance.pixel_digest:
+                return known
+            with self._index.read() as snapshot:
+                found = snapshot.place(digest)
+            if found is None:
+                raise Corrupt(f"blob {digest.hex()} is in no pack; run: hilum verify")
+            return found
+
+        return FrameReader(instance, self._packs, find_blob, lambda: self._read_head(instance))
+
+
+class _Kept(NamedTuple):
+    key: bytes
+    value: bytes  # the record of the instance
+    place: bytes | None  # the record of its pixels' place
+    instance: Instance
+    reader: FrameReader
+
+
+def _find_study(snapshot: Snapshot, study: str) -> bytes:
+    number = snapshot.get(b"study_uids", _bytes_of(study))
+    if number is None:
+        raise NotFound(f"no study {study[:80]!r} is stored")
+    return number
+
+
+def _find_series(snapshot: Snapshot, study: str, number: bytes, series: str) -> bytes:
+    """The prefix of the keys of a series' instances."""
+    found = snapshot.get(b"series_uids", series_key_name(_bytes_of(series), U32.unpack(number)[0]))
+    if found is None:
+        raise NotFound(f"no series {series[:80]!r} is stored in study {study[:80]!r}")
+    return number + found
+
+
+def _find_instance(snapshot: Snapshot, study: str, series: str, uid: str) -> tuple[bytes, bytes]:
+    """Key and record of an instance."""
+    key = snapshot.get(b"sop_uids", _bytes_of(uid))
+    if key is None:
+        raise NotFound(f"no instance {uid[:80]!r} is stored")
+    if not key.startswith(_find_series(snapshot, study, _find_study(snapshot, study), series)):
+        raise NotFound(f"instance {uid[:80]!r} is not in series {series[:80]!r}")
+    value = snapshot.get(b"instances", key)
+    if value is None:
+        raise Corrupt(f"the index names {uid} but has no record of it; run: hilum rebuild")
+    return key, value
+
+
+def _series_uid(snapshot: Snapshot, key: bytes) -> str:
+    value = snapshot.get(b"series", key)
+    if value is None:
+        raise Corrupt("the index has instances of a series that it has no record of; run: hilum rebuild")
+    return record.raw_of(record.unpack_series(value).entries, _SERIES_UID).decode("ascii", "replace")
+
+
+def _uid_of(instance: Instance) -> str:
+    return record.raw_of(instance.entries, _UID).decode("ascii", "replace")
+
+
+def _bytes_of(uid: str) -> bytes:
+    """A UID as the index has it; what can't be one is as good as not stored."""
+    try:
+        found = uid.encode("ascii")
+    except UnicodeEncodeError:
+        found = b""
+    if not 0 < len(found) <= UID_MAX:
+        raise NotFound(f"{uid[:80]!r} is no UID")
+    return found
