@@ -1,4 +1,4 @@
-"""Stored frames into arrays and pictures: made bytes for each rule, and every sample file against pydicom."""
+"""Stored frames into arrays: made bytes for each rule, and every sample file against pydicom."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 from pydicom.pixels.decoders.base import Decoder, DecodeRunner
@@ -29,10 +27,9 @@ from pydicom.uid import UID
 
 from hilum.dicom.layout import DOUBLE_FLOAT_PIXEL_DATA, FLOAT_PIXEL_DATA, PIXEL_DATA, PixelLayout
 from hilum.dicom.native import native_frame_span, shift_bits
-from hilum.errors import BadDicom, BadQuery, HilumError, NotFound, Unsupported
+from hilum.errors import BadDicom, HilumError, NotFound, Unsupported
 from hilum.pixels.codecs import CODECS
-from hilum.pixels.decode import decode_frame
-from hilum.pixels.picture import to_png
+from hilum.pixels.decode import decode_frame, decode_samples
 
 Array = np.ndarray[Any, Any]
 
@@ -109,7 +106,7 @@ def test_the_layer_below_works_without_numpy_and_the_decoder_loads_no_codec():
     code = (
         "import sys, hilum.dicom.native\n"
         "assert 'numpy' not in sys.modules\n"
-        "import hilum.pixels.decode, hilum.pixels.picture\n"
+        "import hilum.pixels.decode, hilum.pixels.transcode, hilum.pixels.render\n"
         "assert not {'imagecodecs', 'PIL', 'openjpeg', 'pydicom'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -162,6 +159,22 @@ def test_subsampled_colour_is_doubled_and_made_rgb():
     frame = decode_frame(bytes([100, 200, 128, 138]), layout, LITTLE)
     assert frame.tolist() == [[[114, 93, 100], [214, 193, 200]]]
     assert np.array_equal(frame, convert_color_space(full, "YBR_FULL", "RGB"))
+
+
+@pytest.mark.parametrize("photometric", ["YBR_RCT", "YBR_ICT"])
+def test_a_transform_inside_the_codestream_is_undone_and_the_samples_are_rgb(photometric):
+    frame, layout = colour_frame(photometric)
+    samples = decode_samples(_jpeg_2000(frame), layout, JPEG_2000)
+    assert samples.photometric == "RGB"
+    assert np.array_equal(samples.array, frame)
+
+
+@pytest.mark.parametrize("syntax", [LITTLE, RLE, JPEG_LS, JPEG_2000])
+def test_samples_stay_in_the_colours_in_which_they_are_stored(syntax):
+    frame, layout = colour_frame("YBR_FULL")
+    samples = decode_samples(MAKERS[syntax][0](frame), layout, syntax)
+    assert samples.photometric == "YBR_FULL"
+    assert np.array_equal(samples.array, frame)
 
 
 def test_an_odd_number_of_subsampled_pixels_is_refused():
@@ -661,80 +674,6 @@ def test_samples_narrower_than_bits_allocated_are_widened():
     decoded = decode_frame(_jpeg(frame), layout._replace(bits_allocated=16), JPEG)
     assert decoded.dtype == np.uint16
     assert np.abs(decoded.astype(int) - frame).max() <= 3
-
-
-# --- Pictures ----------------------------------------------------------------
-
-
-def pixels_of(png: bytes) -> Array:
-    with Image.open(BytesIO(png), formats=["PNG"]) as image:
-        return np.asarray(image)
-
-
-def test_eight_bit_grey_and_rgb_pictures_show_the_frame_as_it_is():
-    grey, layout = grey_frame("uint8")
-    assert np.array_equal(pixels_of(to_png(grey, layout)), grey)
-    colour, layout = colour_frame()
-    assert np.array_equal(pixels_of(to_png(colour, layout)), colour)
-
-
-def test_a_picture_of_monochrome1_is_inverted():
-    grey, layout = grey_frame("uint8")
-    assert np.array_equal(pixels_of(to_png(grey, layout._replace(photometric="MONOCHROME1"))), 255 - grey)
-
-
-def test_a_window_maps_its_edges_as_the_linear_function_does():
-    # PS3.3 C.11.2.1.2.1, Note 2: c = 2048, w = 4096 gives 0 for 0 and the greatest for 4095; and beyond it.
-    frame = np.array([[-5, 0, 2047, 2048, 4095, 5000]], np.int16)
-    layout = GREY_16._replace(rows=1, columns=6, pixel_representation=1)
-    assert pixels_of(to_png(frame, layout, (2048, 4096))).tolist() == [[0, 0, 127, 128, 255, 255]]
-
-
-def test_a_window_is_linear_between_its_edges():
-    frame = np.array([[0, 1, 2, 3]], np.uint16)  # the quarters between 0.5 and 2.5
-    assert pixels_of(to_png(frame, GREY_16, (2, 3))).tolist() == [[0, 64, 191, 255]]
-
-
-def test_a_window_of_width_one_is_a_threshold():
-    # The same note: c = 1, w = 1 gives 0 up to 0 and the greatest from 1 on; the edge is at c - 0.5.
-    frame = np.array([[0, 1, 2]], np.uint16)
-    assert pixels_of(to_png(frame, GREY_16, (1, 1))).tolist() == [[0, 255, 255]]
-
-
-@pytest.mark.parametrize("width", [0, 0.5, -3, float("nan")])
-def test_a_window_narrower_than_one_is_a_bad_query(width):
-    with pytest.raises(BadQuery, match="Window Width"):
-        to_png(np.zeros((2, 3), np.uint16), GREY_16, (0, width))
-
-
-def test_grey_of_more_than_eight_bits_without_a_window_spans_black_to_white():
-    frame = np.array([[-1000, 0, 1000]], np.int16)
-    assert pixels_of(to_png(frame, GREY_16._replace(pixel_representation=1))).tolist() == [[0, 128, 255]]
-
-
-def test_one_bit_pictures_are_black_and_white():
-    frame = np.array([[0, 1, 1]], np.uint8)
-    layout = GREY._replace(bits_allocated=1, bits_stored=1)
-    assert pixels_of(to_png(frame, layout)).tolist() == [[0, 255, 255]]
-
-
-def test_a_flat_frame_and_one_without_numbers_are_black():
-    layout = GREY._replace(tag=FLOAT_PIXEL_DATA, bits_allocated=32)
-    assert pixels_of(to_png(np.full((2, 3), 7, np.uint16), GREY_16)).max() == 0
-    assert pixels_of(to_png(np.full((2, 3), np.nan, np.float32), layout)).max() == 0
-    frame = np.array([[np.nan, 1, 2, np.inf, -np.inf]], np.float32)
-    assert pixels_of(to_png(frame, layout)).tolist() == [[0, 0, 255, 255, 0]]
-
-
-def test_colour_of_sixteen_bits_shows_its_highest_eight():
-    frame = np.array([[[0, 0x1234, 0xFFFF]]], np.uint16)
-    layout = RGB._replace(bits_allocated=16, bits_stored=16)
-    assert pixels_of(to_png(frame, layout)).tolist() == [[[0, 0x12, 0xFF]]]
-
-
-def test_a_palette_is_not_shown_as_grey():
-    with pytest.raises(Unsupported, match="palette"):
-        to_png(np.zeros((2, 3), np.uint8), GREY._replace(photometric="PALETTE COLOR"))
 
 
 # --- Every sample file against pydicom ---------------------------------------

@@ -29,6 +29,8 @@ def command(
 ) -> None:
     """Write frame NUMBER, from 1, of an instance as PNG.
 
+    It is shown as the data set asks: rescaled, with its VOI LUT or window, in the colours of its palette.
+
     \b
     Example:
         hilum frame 1.2.840.113619.2.1.1 1 -o slice.png --window 40 400
@@ -37,16 +39,24 @@ def command(
     with common.open_store(store_path, read_only=True) as store:
         if number < 1:
             raise NotFound(f"no frame {number}: the first is 1")
+        syntax = store.locate(uid).instance.transfer_syntax.decode("latin-1")
         if raw:
             data = store.frame_bytes(uid, number - 1)
             shape: list[int] = []
         else:
-            from hilum.pixels.picture import to_png
+            from hilum.pixels import render
 
-            array = store.frame(uid, number - 1)
-            data = to_png(array, store.frames(uid).layout, window)
-            shape = list(array.shape)
-        syntax = store.locate(uid).instance.transfer_syntax.decode("latin-1")
+            frames = store.frames(uid)
+            layout = frames.layout
+            rendering = render.Rendering(
+                media_type=render.PNG,
+                frames=(number - 1,),
+                window=(*window, render.LINEAR) if window is not None else None,
+            )
+            frame = frames.read(number - 1)
+            seen = render.attributes(store.open_original(uid), layout, rendering, syntax)
+            data = render.render([frame], layout, syntax, seen, rendering)
+            shape = [layout.rows, layout.columns] + [3] * (layout.samples_per_pixel == 3)
     with click.open_file(output, "wb") as file:
         file.write(data)
     if as_json and output != "-":

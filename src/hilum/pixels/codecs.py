@@ -291,9 +291,10 @@ def _jpeg_2000(data: bytes, layout: PixelLayout) -> Samples:
     import imagecodecs
 
     bits = _jpeg_2000_bits(data, layout)
-    # The codec undoes the transform of YBR_ICT and YBR_RCT, PS3.3 C.7.6.3.1.2, Photometric Interpretation, so
-    # those need no conversion; YBR_FULL is no transform of the codestream's own, and still does.
-    return Samples(imagecodecs.jpeg2k_decode(data), layout.photometric, bits)
+    # The codec undoes the transform of YBR_ICT and YBR_RCT, PS3.3 C.7.6.3.1.2, Photometric Interpretation;
+    # YBR_FULL is no transform of the codestream's own, and stays.
+    photometric = "RGB" if layout.photometric in ("YBR_ICT", "YBR_RCT") else layout.photometric
+    return Samples(imagecodecs.jpeg2k_decode(data), photometric, bits)
 
 
 # --- JPEG XL -----------------------------------------------------------------

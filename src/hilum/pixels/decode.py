@@ -51,6 +51,18 @@ def decode_frame(data: bytes | memoryview, layout: PixelLayout, transfer_syntax:
         Unsupported: there is no decoder for the transfer syntax, or no conversion of the colours.
         BadDicom: the layout makes no sense, or the bytes are not a frame of it.
     """
+    samples = decode_samples(data, layout, transfer_syntax)
+    if samples.photometric in ("YBR_FULL", "YBR_FULL_422"):
+        return rgb_from_ybr(samples.array, layout)
+    return samples.array
+
+
+def decode_samples(data: bytes | memoryview, layout: PixelLayout, transfer_syntax: str) -> Samples:
+    """The same in the colours in which the frame is stored; `photometric` of the answer says which those are.
+
+    They may be others than the data set's: a codec undoes the transform of YBR_RCT and YBR_ICT itself.
+    YBR_FULL_422 comes out as YBR_FULL. Nothing is lost on the way, but what a lossy codestream had lost.
+    """
     codec = CODECS.get(transfer_syntax)
     if codec is None:
         raise Unsupported(_why_not(transfer_syntax))
@@ -99,7 +111,7 @@ def _dtype(layout: PixelLayout) -> np.dtype[np.generic]:
     return dtype
 
 
-def _finish(samples: Samples, layout: PixelLayout, dtype: np.dtype[np.generic]) -> Array:
+def _finish(samples: Samples, layout: PixelLayout, dtype: np.dtype[np.generic]) -> Samples:
     """Make what a codec gave into what the data set says it is."""
     array = samples.array
     if array.shape != shape_of(layout):
@@ -107,16 +119,14 @@ def _finish(samples: Samples, layout: PixelLayout, dtype: np.dtype[np.generic]) 
     if array.dtype.kind not in "ui" or array.dtype.itemsize > dtype.itemsize:
         raise bad(layout, f"decoded samples are {array.dtype}, which Bits Allocated does not hold")
     if dtype.kind == "f":
-        return array.astype(array.dtype.newbyteorder("=")).view(dtype)
+        return samples._replace(array=array.astype(array.dtype.newbyteorder("=")).view(dtype))
     array = array.astype(dtype)
     unused = 0 if samples.bits is None else 8 * dtype.itemsize - samples.bits
     if unused > 0:
         # PS3.5 8.1.1, Pixel Data Encoding of Related Data Elements: bits above High Bit may hold anything.
         np.left_shift(array, unused, out=array)
         np.right_shift(array, unused, out=array)
-    if samples.photometric in ("YBR_FULL", "YBR_FULL_422"):
-        return _rgb_from_ybr(array, layout)
-    return array
+    return samples._replace(array=array)
 
 
 @cache
@@ -136,7 +146,13 @@ def _ybr_tables() -> tuple[Array, Array, Array]:
     )
 
 
-def _rgb_from_ybr(array: Array, layout: PixelLayout) -> Array:
+def rgb_from_ybr(array: Array, layout: PixelLayout) -> Array:
+    """Return YBR_FULL samples as RGB.
+
+    Raises:
+        Unsupported: they have more than 8 bits.
+        BadDicom: there is one sample a pixel.
+    """
     if array.ndim != 3:
         raise bad(layout, f"Photometric Interpretation is {layout.photometric} with one sample a pixel")
     if array.dtype != np.uint8:
