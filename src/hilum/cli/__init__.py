@@ -12,6 +12,8 @@ import hilum
 # Name → (module, line for `hilum --help`). The lines stand here so that help loads no command.
 COMMANDS = {
     "import": ("import_", "Store files and folders, durably."),
+    "serve": ("serve", "Serve the store as DICOMweb."),
+    "init": ("init", "Write a file with all settings; enter a user."),
     "find": ("find", "Find patients, studies, series or instances."),
     "export": ("export", "Write files as they came in."),
     "show": ("show", "Print the data set of an instance."),

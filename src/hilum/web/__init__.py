@@ -1,0 +1,1 @@
+"""DICOMweb over one store: parse the request, one engine call, stream the answer. Knows no pack."""
