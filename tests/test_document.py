@@ -230,6 +230,17 @@ def test_a_study_that_was_deleted_answers_no_more_and_one_of_its_name_answers_an
     assert json.loads(new.json())[0]["00100020"]["Value"] == ["other"]
 
 
+def test_no_copy_of_a_header_outlives_the_deletion_of_its_instance(store):
+    put(store, 1, patient_id="GONE")
+    store.series_json(STUDY, SERIES, base=BASE).gzip()
+    derived = Path(store.path, "derived")
+    assert list(derived.iterdir())
+
+    store.delete("studies", {"StudyInstanceUID": STUDY})
+
+    assert list(derived.iterdir()) == []
+
+
 def test_each_base_has_its_own_document(store):
     put(store, 1)
 

@@ -577,6 +577,13 @@ class Derived:
             self._unswept = 0
             self._sweep()
 
+    def clear(self) -> None:
+        """Remove all of them: something was deleted, and a copy of its header must not outlive it here."""
+        with contextlib.suppress(OSError), os.scandir(self._path) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
     def _sweep(self) -> None:
         """Remove the oldest used documents until there is room for some new ones, and what crashes left."""
         found = []

@@ -530,7 +530,10 @@ class Store:
         pairs = _pairs(keys)
         if query.parse_question(query.Asked(level, pairs)).is_universal:
             raise BadQuery("delete needs a key that narrows it down; to empty a store, remove its folder")
-        return self.writer.delete(self.find_uids(level, pairs))
+        count = self.writer.delete(self.find_uids(level, pairs))
+        if count:
+            self._derived.clear()
+        return count
 
     def _read_left(self, uid: bytes, number: int) -> list[Value]:
         """An attribute that was too long for the index, out of the head of this instance."""
