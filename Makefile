@@ -1,6 +1,8 @@
-# make demo     build, import some files, look at them; ends by itself
+# make demo     build, import some files, find them, serve them until Ctrl-C; VIEWER=ohif with a viewer (needs npm);
+#               DEMO=check asks the server a few questions instead of waiting, and ends
 # make test     lint, types, tests; needs Python, gcc, make and the package index
-# make peers    the tests against DCMTK, Orthanc and dicom3tools
+# make peers    the tests against DCMTK, Orthanc, dicom3tools, Chromium with OHIF, and schemathesis;
+#               HILUM_SCHEMATHESIS=10000 sends that many requests
 # make fuzz     mutated files against a sanitizer build; SECONDS=60
 # make bench    measure, and write benchmarks/RESULTS.md
 # make clean    remove all that the others made, but no store that is yours
@@ -10,6 +12,9 @@
 SHELL = /bin/sh
 SECONDS = 60
 PYTEST_ARGS =
+VIEWER =
+# Nobody is there to end it.
+DEMO = $(if $(CI),check)
 
 CAN_BUILD = import ensurepip, os, sys, sysconfig, venv; \
 	sys.exit(sys.version_info < (3, 11) or not os.path.exists(sysconfig.get_path("include") + "/Python.h"))
@@ -21,8 +26,8 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet install
 SOURCES = setup.py pyproject.toml $(wildcard src/*.pyx src/*.pxi)
 
 # Debian's packages, and a program of each by which it is known.
-PEERS = dcmtk orthanc dicom3tools
-PEER_PROGRAMS = dcmdump Orthanc dcdump
+PEERS = dcmtk orthanc dicom3tools chromium npm
+PEER_PROGRAMS = dcmdump Orthanc dcdump chromium npm
 
 .PHONY: demo test peers fuzz bench clean
 .DELETE_ON_ERROR:
@@ -37,6 +42,7 @@ demo: .venv/built
 	@$(BIN)/hilum find studies --store demo-store
 	@echo && echo '$$ hilum stats'
 	@$(BIN)/hilum stats --store demo-store
+	@$(BIN)/python tools/demo.py demo-store $(if $(VIEWER),--viewer $(VIEWER)) $(if $(filter check,$(DEMO)),--check)
 
 # Found, not imported: importing pydicom takes half a second, and its own helper goes to the network.
 SAMPLES = import importlib.util, os; \
@@ -48,7 +54,7 @@ test: .venv/tools
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not peers" $(PYTEST_ARGS)
 
-peers: .venv/tools
+peers: .venv/peers
 	@missing=; for program in $(PEER_PROGRAMS); do \
 		PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	if [ -z "$$missing" ]; then :; \
@@ -72,7 +78,7 @@ clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find src tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The environment, in three steps; each is done again when what it is made of has changed.
+# The environment, in four steps; each is done again when what it is made of has changed.
 
 .venv/made:
 	@if [ -z "$(PYTHON)" ]; then \
@@ -88,9 +94,13 @@ clean:
 	@touch $@
 
 .venv/tools: .venv/built
-	$(BIN)/python -c '$(EXTRA)' | $(PIP) --requirement /dev/stdin
+	$(BIN)/python -c '$(EXTRA)' test | $(PIP) --requirement /dev/stdin
+	@touch $@
+
+.venv/peers: .venv/tools
+	$(BIN)/python -c '$(EXTRA)' peers | $(PIP) --requirement /dev/stdin
 	@touch $@
 
 # What pip installs for ".[test]" without building the project a second time.
-EXTRA = import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	print(*project["optional-dependencies"]["test"], sep="\n")
+EXTRA = import sys, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*project["optional-dependencies"].get(sys.argv[1], ()), sep="\n")

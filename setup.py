@@ -44,6 +44,7 @@ setup(
             extension("_fastparse", "src/_sequence_tags.pxi"),
             extension("_fastio"),
             extension("_fastpack"),
+            extension("_fastread"),
             extension("_multipart"),
             extension("_dicomjson"),
         ],

@@ -3,8 +3,8 @@
     pytest benchmarks/bench_serve.py --benchmark-enable
 
 Eight connections that are kept, one request at a time on each, random frames of all that are stored. One
-round is REQUESTS requests, and twenty times that when measured. The yardstick is an application of three lines
-that sends the same bytes over and over.
+round is REQUESTS requests, and twenty times that when measured. The yardstick is an application of three
+lines that sends the same bytes over and over.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pytest
 from makers import make_object, noise
@@ -112,8 +112,7 @@ class Client(asyncio.Protocol):
         self._head = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)
         self._ask()
 
     def data_received(self, data: bytes) -> None:
@@ -158,7 +157,7 @@ def ask(served: Served, count: int) -> int:
             for _ in range(CONNECTIONS)
         ]
         clients = [client for _, client in await asyncio.gather(*made)]
-        await asyncio.gather(*(client.done for client in clients))
+        await asyncio.wait_for(asyncio.gather(*(client.done for client in clients)), 120)
         return sum(client.bytes for client in clients)
 
     import uvloop

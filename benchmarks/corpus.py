@@ -4,6 +4,8 @@
     write_tree(folder, 20_000, ...)     a tree study/series/file on disk
     small_instances(0, 1000)            2 KiB instances in memory, for the batch API
     studies(0, 1000)                    the same, one instance a study
+    ct_series(0, 50)                    the files of one CT series in memory
+    ct_picture(0)                       pixels that look like a slice, for codecs
     write_native(...), write_encapsulated(...)      objects of very many frames
 
 Pixels are noise of their own for each file, so that nothing can be stored once for two of them or compressed.
@@ -26,6 +28,7 @@ ELEMENT_COUNT = 260  # of its data set without Pixel Data, those in sequences co
 HEAD_BYTES = 6_300  # from the file's first byte to the tag of Pixel Data
 SMALL_PIXELS = 128 * 128 * 2  # with the head: a file of 39 KB
 LARGE_PIXELS = 512 * 506 * 2  # with the head: a file of 525 KB
+FULL_PIXELS = 512 * 512 * 2  # a frame of 525 KB
 FEW_FILES = 300  # of a tree, where a benchmark runs as a test
 SERIES_INSTANCES = 100
 STUDY_SERIES = 2
@@ -34,6 +37,8 @@ STUDY_INSTANCES = SERIES_INSTANCES * STUDY_SERIES
 # The smallest objects that still have a blob of their own.
 TINY_BYTES = 2_048
 TINY_PIXELS = 1_024
+
+PICTURE_SIDE = 512  # of ct_picture()
 
 EXPLICIT_LE = "1.2.840.10008.1.2.1"
 JPEG_2000 = "1.2.840.10008.1.2.4.90"
@@ -298,13 +303,13 @@ def _ct_elements(about: Study, series: int) -> list[bytes]:
 _IN_SEQUENCES = 3 + 2 + 6 + 5 + 3  # elements of _ct_elements that stand inside an item
 
 
-def _ct_head(about: Study, series: int, rows: int, columns: int) -> bytes:
+def _ct_head(about: Study, series: int, rows: int, columns: int, transfer_syntax: str = EXPLICIT_LE) -> bytes:
     """Everything before Pixel Data: 260 elements and 6,300 bytes, private ones as many as that takes."""
     elements = _ct_elements(about, series)
     size = {0x00280010: rows, 0x00280011: columns}
     replaced = {element(tag, "US", 128)[:8]: element(tag, "US", count) for tag, count in size.items()}
     elements = [replaced.get(one[:8], one) for one in elements]
-    meta = file_meta(_UID_HOLDER, CT_IMAGE, EXPLICIT_LE)
+    meta = file_meta(_UID_HOLDER, CT_IMAGE, transfer_syntax)
     elements.append(element(0x00430010, "LO", "MAKER PARM 1.0"))
     left = ELEMENT_COUNT - _IN_SEQUENCES - len(elements)
     room = HEAD_BYTES - len(meta) - sum(map(len, elements)) - 8 * left
@@ -333,14 +338,69 @@ def header_files(count: int, *, pixels: int = TINY_PIXELS) -> list[bytes]:
     return made
 
 
-def write_tree(root: str, count: int, *, pixels: int = SMALL_PIXELS) -> int:
-    """Write `count` slices as root/study/series/file; return their bytes. Nothing is synced."""
-    rng = random.Random(SEED)
-    rows = 128 if pixels == SMALL_PIXELS else 512
+def ct_series(number: int, count: int, *, pixels: int = SMALL_PIXELS, series: int = 0) -> Iterator[bytes]:
+    """The files of a series of study `number`: `count` slices that differ in UID, number and pixels."""
+    rows = 1 if pixels == TINY_PIXELS else _rows_of(pixels)
+    rng = random.Random(f"{SEED} series {number} {series}")
+    about = study(number)
+    head = _ct_head(about, series, rows, pixels // 2 // rows)
+    head += element(0x7FE00010, "OW")[:-4] + pack("<I", pixels)
+    for instance in range(count):
+        yield _fill(head, about.sop_uid(series, instance), 1 + instance) + rng.randbytes(pixels)
+
+
+def ct_picture(number: int) -> bytes:
+    """512 x 512 pixels of 16 bits: soft shapes and noise, as codecs like them; 1,024 is the value of water."""
+    import numpy as np
+
+    dice = np.random.default_rng(number)
+    y, x = np.mgrid[-1 : 1 : PICTURE_SIDE * 1j, -1 : 1 : PICTURE_SIDE * 1j]
+    frame = np.full((PICTURE_SIDE, PICTURE_SIDE), 124.0)
+    for _ in range(12):
+        at_x, at_y = dice.uniform(-0.5, 0.5, 2)
+        wide, high = dice.uniform(0.1, 0.6, 2)
+        inside = ((x - at_x) / wide) ** 2 + ((y - at_y) / high) ** 2 < 1
+        frame[inside] = dice.uniform(900, 1500)
+    frame += dice.normal(0, 12, frame.shape)
+    return frame.astype("<u2").tobytes()
+
+
+def ct_pictures(number: int, frames: Sequence[bytes], transfer_syntax: str = EXPLICIT_LE) -> Iterator[bytes]:
+    """The files of a series of study `number` with a 512 x 512 frame each, native or encapsulated."""
+    about = study(number)
+    head = _ct_head(about, 0, PICTURE_SIDE, PICTURE_SIDE, transfer_syntax)
+    for instance, frame in enumerate(frames):
+        own = _fill(head, about.sop_uid(0, instance), 1 + instance)
+        if transfer_syntax == EXPLICIT_LE:
+            yield own + element(0x7FE00010, "OW", frame)
+        else:
+            value = _item(b"") + _item(frame + b"\0" * (len(frame) % 2)) + pack("<HHI", 0xFFFE, 0xE0DD, 0)
+            yield own + element(0x7FE00010, "OB", b"")[:-4] + b"\xff\xff\xff\xff" + value
+
+
+def series_path(number: int, series: int = 0) -> str:
+    """The path of a series in DICOMweb."""
+    about = study(number)
+    return f"/studies/{about.uid}/series/{about.series_uid(series)}"
+
+
+def slice_path(number: int, instance: int, series: int = 0) -> str:
+    """And of an instance of it."""
+    uid = study(number).sop_uid(series, instance).decode()
+    return f"{series_path(number, series)}/instances/{uid}"
+
+
+def write_tree(root: str, count: int, *, pixels: int = SMALL_PIXELS, first: int = 0) -> int:
+    """Write `count` slices as root/study/series/file; return their bytes. Nothing is synced.
+
+    Their numbers begin with `first`, which must begin a series.
+    """
+    rng = random.Random(f"{SEED} {first}" if first else SEED)
+    rows = _rows_of(pixels)
     written = 0
     head, folder = b"", ""
     about = study(0)
-    for n in range(count):
+    for n in range(first, first + count):
         series, instance = n // SERIES_INSTANCES % STUDY_SERIES, n % SERIES_INSTANCES
         if instance == 0:
             about = study(n // STUDY_INSTANCES)
@@ -355,6 +415,10 @@ def write_tree(root: str, count: int, *, pixels: int = SMALL_PIXELS) -> int:
     return written
 
 
+def _rows_of(pixels: int) -> int:
+    return 128 if pixels == SMALL_PIXELS else 512
+
+
 def tree_uid(number: int) -> str:
     """SOP Instance UID of the file that write_tree() wrote as its `number`th, from 0."""
     about = study(number // STUDY_INSTANCES)
@@ -365,6 +429,12 @@ def tree_path(root: str, number: int) -> str:
     """And its path."""
     series, instance = number // SERIES_INSTANCES % STUDY_SERIES, number % SERIES_INSTANCES
     return os.path.join(root, f"{number // STUDY_INSTANCES:05}", f"{series:02}", f"{instance:06}.dcm")
+
+
+def tree_slice(number: int) -> str:
+    """And its path in DICOMweb."""
+    series, instance = number // SERIES_INSTANCES % STUDY_SERIES, number % SERIES_INSTANCES
+    return slice_path(number // STUDY_INSTANCES, instance, series)
 
 
 # --- Small instances, for the batch API -------------------------------------------------------
@@ -501,6 +571,63 @@ def write_native(
             file.write(frame_noise(index, FRAME_BYTES))
         file.truncate(start + frame_count * FRAME_BYTES)
     return start + frame_count * FRAME_BYTES
+
+
+_BLOCK = 1 << 20
+_BLOCK_NOISE = random.Random(SEED).randbytes(_BLOCK)
+_NATIVE_MAX = 4 * 10**9  # bytes of native pixels; a value has less than 2**32
+
+
+class Large(NamedTuple):
+    """An object that is made piece by piece, as long as one likes; its blocks are unlike those of all others."""
+
+    number: int
+    head: bytes
+    extra: int  # bytes of a private value in front of the pixels
+    pixels_head: bytes
+    pixels: int  # bytes
+    path: str  # of its frames in DICOMweb
+
+    @property
+    def size(self) -> int:
+        return len(self.head) + self.extra + len(self.pixels_head) + self.pixels
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of it, a mebibyte at a time."""
+        yield self.head
+        for at in range(0, self.extra, _BLOCK):
+            yield self._block(-1 - at // _BLOCK)[: self.extra - at]
+        yield self.pixels_head
+        for at in range(0, self.pixels, _BLOCK):
+            yield self._block(at // _BLOCK)[: self.pixels - at]
+
+    def frame(self, index: int) -> bytes:
+        """What frame `index`, from 0, holds."""
+        begin = index * FRAME_BYTES
+        end = begin + FRAME_BYTES
+        first, last = begin // _BLOCK, (end - 1) // _BLOCK
+        data = b"".join(self._block(block) for block in range(first, last + 1))
+        return data[begin - first * _BLOCK : end - first * _BLOCK]
+
+    @property
+    def frame_count(self) -> int:
+        return self.pixels // FRAME_BYTES
+
+    def _block(self, block: int) -> bytes:
+        return pack("<qq", self.number, block) + _BLOCK_NOISE[16:]
+
+
+def large_object(number: int, length: int) -> Large:
+    """An object of about `length` bytes in study `number`."""
+    extra = max(0, length - _NATIVE_MAX)
+    frames = (length - extra) // FRAME_BYTES
+    head = _multiframe_head(EXPLICIT_LE, frames, number)
+    if extra:
+        head += element(0x00430010, "LO", "MAKER PARM 1.0")
+        head += element(0x00431001, "OB", b"")[:-4] + pack("<I", extra)
+    pixels = frames * FRAME_BYTES
+    pixels_head = element(0x7FE00010, "OW", b"")[:-4] + pack("<I", pixels)
+    return Large(number, head, extra, pixels_head, pixels, f"{slice_path(number, 0)}/frames")
 
 
 def encapsulated_frame(index: int) -> bytes:

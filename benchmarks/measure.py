@@ -21,7 +21,10 @@ import hilum
 
 _SAMPLE_SECONDS = 0.02  # between two looks at a command's memory
 _MAPS_SECONDS = 0.5  # and at its list of mappings, which takes the kernel longer
-_PACKAGES = ("blake3", "isal", "lmdb", "numpy", "pydicom", "dicomsdl", "python-gdcm")
+_PACKAGES = (
+    "blake3", "isal", "lmdb", "numpy", "pydicom", "dicomsdl", "python-gdcm", "starlette", "uvicorn", "uvloop",
+    "httptools", "imagecodecs", "pillow",
+)  # fmt: skip
 
 
 class Times(NamedTuple):
@@ -137,21 +140,20 @@ def run_command(arguments: Sequence[str], *, sampled: bool = True, check: bool =
     with tempfile.TemporaryFile() as output:
         begin = time.perf_counter()
         process = subprocess.Popen(arguments, stdout=output, stdin=subprocess.DEVNULL)
-        sampler = _Sampler(process.pid)
-        if sampled:
-            sampler.start()
-        status = process.wait()
-        seconds = time.perf_counter() - begin
-        if sampled:
-            sampler.end()
+        with contextlib.ExitStack() as stack:
+            sampler = stack.enter_context(Sampler(process.pid)) if sampled else None
+            status = process.wait()
+            seconds = time.perf_counter() - begin
         output.seek(0)
         text = output.read().decode("utf-8", "replace")
     if check and status:
         raise RuntimeError(f"{' '.join(arguments)} ended with status {status}: {text[-2_000:]}")
-    return Run(seconds, sampler.peak, text, status)
+    return Run(seconds, sampler.peak if sampler else Memory(0, 0), text, status)
 
 
-class _Sampler(threading.Thread):
+class Sampler(threading.Thread):
+    """Watches the memory of a process and all that it starts, as long as it is entered."""
+
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self.peak = Memory(0, 0)
@@ -169,9 +171,30 @@ class _Sampler(threading.Thread):
             if found.total > self.peak.total:
                 self.peak = found
 
-    def end(self) -> None:
+    def __enter__(self) -> Sampler:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self.join()
+
+
+def resident(pid: int) -> Memory:
+    """Memory of a process and all below it at this moment."""
+    processes = _family(pid)
+    return Memory(*map(sum, zip(*map(_resident, processes), strict=True)), sum(map(_mapped, processes)))
+
+
+def processor(pid: int) -> float:
+    """Seconds of processor time that a process and all below it have had. Other load hardly changes them."""
+    total = 0
+    for process in _family(pid):
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{process}/task"):
+                with open(f"/proc/{process}/task/{task}/schedstat", "rb") as file:
+                    total += int(file.read().split()[0])
+    return total / 1e9
 
 
 def _family(pid: int) -> list[int]:

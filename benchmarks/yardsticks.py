@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any, Self
 
+import corpus
 import pydicom
 
 from hilum.engine import record
@@ -129,6 +130,34 @@ def stored_values(entries: bytes) -> dict[int, list[Any]]:
     return found
 
 
+def pydicom_metadata(files: Iterable[bytes]) -> int:
+    """DICOM JSON of headers; the bytes of it."""
+    datasets = (pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True) for data in files)
+    return sum(len(json.dumps(dataset.to_json_dict())) for dataset in datasets)
+
+
+# --- Pixels -----------------------------------------------------------------------------------
+
+
+def windowed(frame: bytes, center: float, width: float) -> Any:
+    """A frame of corpus.ct_picture() under a window: PS3.3 C.11.2.1.2.1 (Default LINEAR Function)."""
+    import numpy as np
+
+    side = corpus.PICTURE_SIDE
+    values = np.frombuffer(frame, "<u2").reshape(side, side).astype(np.float32) - 1024
+    scaled = ((values - (center - 0.5)) / (width - 1) + 0.5) * 255
+    return np.clip(scaled, 0, 255).astype(np.uint8)
+
+
+def windowed_jpeg(frame: bytes, center: float, width: float) -> bytes:
+    """The same as a JPEG."""
+    from PIL import Image
+
+    found = io.BytesIO()
+    Image.fromarray(windowed(frame, center, width)).save(found, "JPEG", quality=90)
+    return found.getvalue()
+
+
 # --- Trees of files ---------------------------------------------------------------------------
 
 
@@ -168,17 +197,24 @@ def orthanc_version() -> str:
     return "Orthanc " + answer.stdout.split("\n", 1)[0].split()[-1]
 
 
+def dicomweb_plugin() -> str | None:
+    """Orthanc's plugin for DICOMweb: Debian's package `orthanc-dicomweb`."""
+    path = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
+    return path if orthanc_program() is not None and os.path.exists(path) else None
+
+
 class Orthanc:
     """An Orthanc of our own, on SQLite as it comes, with its storage in `folder`. Use it in a `with`."""
 
     CLIENTS = 4  # connections that send at once
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, plugin: str | None = None) -> None:
         self._folder = folder
+        self._plugins = [plugin] if plugin else []
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self._port: int = free.getsockname()[1]
+            self.port: int = free.getsockname()[1]
 
     def __enter__(self) -> Self:
         program = orthanc_program()
@@ -191,11 +227,13 @@ class Orthanc:
                 {
                     "StorageDirectory": os.path.join(self._folder, "storage"),
                     "IndexDirectory": os.path.join(self._folder, "storage"),
-                    "HttpPort": self._port,
+                    "HttpPort": self.port,
                     "DicomServerEnabled": False,
                     "RemoteAccessAllowed": False,
                     "AuthenticationEnabled": False,
-                    "Plugins": [],
+                    "KeepAlive": True,
+                    "TcpNoDelay": True,
+                    "Plugins": self._plugins,
                 },
                 file,
             )
@@ -215,8 +253,13 @@ class Orthanc:
             self._process.wait()
             self._process = None
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def get(self, path: str) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", path)
             return json.loads(connection.getresponse().read())
@@ -234,7 +277,7 @@ class Orthanc:
         lock = threading.Lock()
 
         def send() -> None:
-            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
             try:
                 for path in _locked(rest, lock):
                     with open(path, "rb") as file:

@@ -20,6 +20,7 @@ COMPILED = {  # whose they are
     "_fastparse": "engine",
     "_fastio": "engine",
     "_fastpack": "engine",
+    "_fastread": "engine",
     "_dicomjson": "engine",
     "_multipart": "web",
 }

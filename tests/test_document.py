@@ -163,7 +163,7 @@ def test_a_document_is_kept_and_answers_again(store, monkeypatch):
     first = store.series_json(STUDY, SERIES, base=BASE)
     data = first.gzip()
     assert len(derived(store)) == 1
-    monkeypatch.setattr(document, "_read_heads", None)  # whoever reads a head now fails
+    monkeypatch.setattr(document, "read_heads", None)  # whoever reads a head now fails
 
     again = store.series_json(STUDY, SERIES, base=BASE)
 

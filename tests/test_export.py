@@ -11,7 +11,7 @@ from command import run
 from makers import make_object, noise
 
 import hilum
-from hilum.cli.export import safe_name
+from hilum.transfer.arriving import safe_name
 
 
 @pytest.fixture

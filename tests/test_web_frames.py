@@ -517,14 +517,33 @@ def test_what_can_not_be_decoded_is_given_as_stored_or_refused_with_the_reason(t
     assert "JPEG" in answer.json()["error"]
 
 
-def test_a_rotten_frame_is_an_error_and_no_picture(three):
+@pytest.mark.parametrize("served", [False, True], ids=["never served", "served before"])
+def test_a_rotten_frame_is_an_error_and_no_picture(three, served):
     client, store = three
-    path = next(
-        os.path.join(store.folder.packs, name) for name in os.listdir(store.folder.packs) if "bulk" in name
-    )
-    with open(path, "r+b") as pack:
+    if served:
+        assert get(client, f"{FRAME}/1", ANY).status_code == 200
+    (name,) = [name for name in os.listdir(store.folder.packs) if name.endswith("bulk")]
+    with open(os.path.join(store.folder.packs, name), "r+b") as pack:
         pack.seek(300)
         pack.write(b"rot")
     answer = get(client, f"{FRAME}/1", ANY)
     assert answer.status_code == 500
     assert "verify" in answer.json()["error"]
+
+
+def test_frames_in_blocks_of_their_own_checksums_are_the_same_when_asked_for_again(tmp_path):
+    """Native pixels of several blocks; frames that begin and end in the middle of one."""
+    pixels = noise(5 * 300_000)
+    file = make_object("2.25.1", "2.25.2", "2.25.3", pixels=pixels, rows=500, columns=600, frames=5)
+    with serving(tmp_path, [file]) as (client, store):
+        for _ in range(2):
+            for number in (1, 2, 5):
+                answer = get(client, f"{FRAME}/{number}", SINGLE_ANY)
+                assert answer.content == pixels[(number - 1) * 300_000 : number * 300_000]
+        (name,) = [name for name in os.listdir(store.folder.packs) if name.endswith("bulk")]
+        with open(os.path.join(store.folder.packs, name), "r+b") as pack:
+            pack.seek(700_000)
+            pack.write(b"rot")
+        assert get(client, f"{FRAME}/1", SINGLE_ANY).status_code == 200
+        assert get(client, f"{FRAME}/3", SINGLE_ANY).status_code == 500
+        assert get(client, f"{FRAME}/2", SINGLE_ANY).status_code == 500, "the block that they share"

@@ -283,6 +283,16 @@ def test_an_instance_that_is_damaged_is_left_out_before_the_first_byte(study):
     assert get(client, f"{STUDY}/series/2.25.30/instances/2.25.10", STORED).status_code == 500
 
 
+def test_an_instance_whose_pixels_are_cut_off_is_left_out_before_the_first_byte(study):
+    client, store = study
+    (name,) = [name for name in os.listdir(store.folder.packs) if name.endswith("bulk")]
+    os.truncate(os.path.join(store.folder.packs, name), 23_000)
+    answer = get(client, STUDY, STORED)
+    assert answer.status_code == 206
+    assert "1 of 5" in answer.headers["warning"]
+    assert len(parts_of(answer)) == 4
+
+
 def test_damage_found_on_the_way_ends_the_answer_and_is_no_short_body(single):
     client, store = single
     damage(store, "bulk", 40_000)

@@ -43,7 +43,9 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class Http(Section, frozen=True):
     """Where the server listens, and how it is called from outside."""
 
-    listen: Annotated[str, Meta(description="Address and port; port 0 takes a free one.")] = "127.0.0.1:8080"
+    listen: Annotated[
+        str, Meta(description="Address and port; port 0 takes a free one. Empty: HTTP is not served.")
+    ] = "127.0.0.1:8080"
     workers: Annotated[Count, Meta(description="Processes that answer requests on that port.")] = 1
     base_url: Annotated[
         str,
@@ -171,16 +173,56 @@ class Viewer(Section, frozen=True):
 
 
 class Dimse(Section, frozen=True):
-    """Who we are to DICOM nodes."""
+    """DIMSE: who we are to DICOM nodes, and how they are served."""
 
+    listen: Annotated[
+        str, Meta(description='Address and port, "127.0.0.1:11112" say. Empty: DIMSE is not served.')
+    ] = ""
     title: Annotated[str, Meta(description="Our AE title.")] = "HILUM"
+    processes: Annotated[Count, Meta(description="Processes that serve associations.")] = 2
+    calling_titles: Annotated[
+        tuple[str, ...], Meta(description="AE titles that are accepted. Empty: any.")
+    ] = ()
+    addresses: Annotated[
+        tuple[str, ...], Meta(description="Addresses and networks that are accepted. Empty: any.")
+    ] = ()
+    check_called: Annotated[bool, Meta(description="Refuse who calls us by another title.")] = False
+    associations: Annotated[Count, Meta(description="At once.")] = 200
+    unknown_classes: Annotated[
+        bool, Meta(description="Take objects of SOP classes that nobody knows, private ones too.")
+    ] = False
+    classes: Annotated[tuple[str, ...], Meta(description="Further storage SOP classes, by UID.")] = ()
+    pdu_bytes: Annotated[int, Meta(ge=4096, le=1 << 20, description="The largest PDU that we take.")] = (
+        128 << 10
+    )
+    memory_bytes: Annotated[
+        Count,
+        Meta(description="Of data sets that are coming in, for one process; the rest lies on the disk."),
+    ] = 256 << 20
+    artim_seconds: Annotated[Seconds, Meta(description="Until an association is agreed, or closed.")] = 30.0
+    idle_seconds: Annotated[Seconds, Meta(description="Without a byte of the peer.")] = 300.0
+    answer_seconds: Annotated[Seconds, Meta(description="For a peer's answer to a request of ours.")] = 60.0
+    connect_seconds: Annotated[Seconds, Meta(description="For a connection to a peer.")] = 10.0
+    stop_seconds: Annotated[Seconds, Meta(description="For what is under way when the server stops.")] = 10.0
+    query_seconds: Annotated[
+        Seconds, Meta(description="For what has to be read from heads to answer one C-FIND.")
+    ] = 60.0
     tls_certificate: Annotated[
-        str, Meta(description="Our certificate, in PEM. Empty: we show none.", extra=_PATH)
+        str,
+        Meta(description="Our certificate, in PEM. Empty: we show none, and serve without TLS.", extra=_PATH),
     ] = ""
     tls_key: Annotated[str, Meta(description="Its key, if that is not in the same file.", extra=_PATH)] = ""
     tls_authorities: Annotated[
         str, Meta(description="Whose certificates we believe, beside those of the system.", extra=_PATH)
     ] = ""
+    tls_mutual: Annotated[bool, Meta(description="Ask those who come for a certificate.")] = False
+    report_retry_seconds: Annotated[
+        Seconds,
+        Meta(description="Storage commitment: until a report that failed is sent again; doubled each time."),
+    ] = 10.0
+    report_hours: Annotated[Seconds, Meta(description="Storage commitment: until a report is given up.")] = (
+        72.0
+    )
 
 
 class Peer(Section, frozen=True):
@@ -406,10 +448,12 @@ def _check(settings: Settings, origin: Mapping[str, str]) -> None:
     def refuse(name: str, words: str) -> BadQuery:
         return BadQuery(f"{origin.get(name, 'settings')}: {name}: {words}")
 
-    try:
-        parse_listen(settings.http.listen)
-    except BadQuery as failure:
-        raise refuse("http.listen", str(failure)) from None
+    for name, listen in (("http.listen", settings.http.listen), ("dimse.listen", settings.dimse.listen)):
+        try:
+            if listen:
+                parse_listen(listen)
+        except BadQuery as failure:
+            raise refuse(name, str(failure)) from None
     base = settings.http.base_url
     if base and (not base.startswith(("http://", "https://")) or any(c in base for c in " ?#\r\n")):
         raise refuse("http.base_url", f"{base!r} is no URL that others can be appended to")

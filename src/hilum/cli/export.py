@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from typing import Any
 
@@ -11,9 +10,6 @@ import click
 
 from hilum.cli import common
 from hilum.errors import HilumError
-
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-_NAME_MAX = 100
 
 
 @click.command("export")
@@ -31,6 +27,8 @@ def command(dest: str, pairs: tuple[str, ...], store_path: str, as_json: bool, v
         hilum export /tmp/out PatientID=4711
         hilum export /tmp/out StudyInstanceUID=1.2.3 --json
     """
+    from hilum.transfer.arriving import file_path
+
     begin = time.monotonic()
     done = written = present = failed = size = 0
     progress = common.Progress("export", quiet=as_json)
@@ -40,14 +38,13 @@ def command(dest: str, pairs: tuple[str, ...], store_path: str, as_json: bool, v
             total = sum(len(uids) for _, uids in store.select(keys)) if not as_json else 0
             for row, uid in ((row, uid) for row, uids in store.select(keys) for uid in uids):
                 done += 1
-                folder = os.path.join(dest, *map(safe_name, _parents(row)))
-                path = os.path.join(folder, safe_name(uid) + ".dcm")
+                path = file_path(dest, _parents(row), uid)
                 try:
                     length = store.locate(uid).instance.original_length
                     if _is_there(store, uid, path, length):
                         present += 1
                     else:
-                        os.makedirs(folder, exist_ok=True)
+                        os.makedirs(os.path.dirname(path), exist_ok=True)
                         _write(store, uid, path)
                         written += 1
                     size += length
@@ -80,19 +77,8 @@ def command(dest: str, pairs: tuple[str, ...], store_path: str, as_json: bool, v
 
 
 def _parents(row: Any) -> tuple[str, str, str]:
-    patient = row.text(0x00100020) or row.text(0x00100010) or "no-patient-id"
+    patient = row.text(0x00100020) or row.text(0x00100010)
     return patient, row.text(0x0020000D), row.text(0x0020000E)
-
-
-def safe_name(text: str) -> str:
-    """A file name out of a value that anyone may have written: no path leads out of DEST."""
-    name = _UNSAFE.sub("_", text).strip(".") or "_"
-    if len(name) > _NAME_MAX or name != text:
-        from blake3 import blake3
-
-        # Two values that look alike after this must not share a folder.
-        name = f"{name[:_NAME_MAX]}-{blake3(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
-    return name
 
 
 def _is_there(store: Any, uid: str, path: str, length: int) -> bool:

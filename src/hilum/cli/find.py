@@ -1,12 +1,17 @@
-"""hilum find: rows out of the index."""
+"""hilum find: rows out of the index, or out of another archive."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hilum.cli import common
+from hilum.cli import common, targets
+
+if TYPE_CHECKING:
+    from hilum.dicom.dictionary import Path
+    from hilum.engine.query import Asked, Include
 
 # What a person wants to see of each level: (heading, tag).
 _COLUMNS = {
@@ -62,6 +67,9 @@ _COLUMNS = {
 @click.option(
     "--timezone", default="", metavar="+HHMM", help="Offset from UTC of the dates and times asked for."
 )
+@click.option("--from", "target", metavar="TARGET", help="Ask this archive, not the store.")
+@targets.node_options
+@click.option("--user", metavar="NAME", help="Who we are to a DICOMweb server.")
 @common.common_options
 def command(
     level: str,
@@ -72,6 +80,12 @@ def command(
     order: tuple[str, ...],
     fuzzy: bool,
     timezone: str,
+    target: str | None,
+    aet: str | None,
+    tls: bool,
+    seconds: float | None,
+    config: str | None,
+    user: str | None,
     store_path: str,
     as_json: bool,
     verbose: bool,
@@ -83,12 +97,16 @@ def command(
     and times, or be "" (two quotation marks) for what is empty or absent. Attributes that are not indexed are
     read from each object that may match, which takes its time. Without --order the newest studies come first.
 
+    With --from TARGET, the name of a peer in hilum.toml, AET@host:port or a URL, another archive is asked
+    (C-FIND or QIDO-RS). Matching is by its rules then, and rows come in its order.
+
     \b
     Example:
         hilum find studies PatientName='*smi*' StudyDate=20240101-
         hilum find series StudyInstanceUID=1.2.3 --include StationName --json
         hilum find instances RequestAttributesSequence.RequestedProcedureID=R7
         hilum find instances '0029,"SIEMENS CSA HEADER",08=IMAGE NUM 4'
+        hilum find studies PatientID=4711 --from PACS@10.0.0.7:104
     """
     from hilum.dicom import dictionary, uids
     from hilum.engine import query
@@ -106,27 +124,68 @@ def command(
         empty_value=True,
     )
     wanted = query.parse_include(names)
-    with common.open_store(store_path, read_only=True) as store:
-        found = store.search(asked)
-        if as_json:
-            for row in found:
-                common.print_json(store.row_json(row, wanted))
-            _warn(found.warnings)
-            return
-        columns = list(_COLUMNS[level])
-        columns += [(dictionary.format_path(path).upper(), 0) for path in wanted.paths]
-        cells = []
-        for row in found:
-            line = [row.text(tag) for _, tag in _COLUMNS[level]]
-            if level == "instances":
-                line[5] = uids.name_of(line[5]) or line[5]
-            line += [store.row_text(row, path) for path in wanted.paths]
-            cells.append(line)
+    call = targets.Call(config, aet, seconds, tls, user)
+    found = _local(store_path, asked, wanted) if target is None else _remote(target, call, asked, wanted)
+    if as_json:
+        for document, _ in found:
+            common.print_json(document)
+        return
+    columns = [heading for heading, _ in _COLUMNS[level]]
+    columns += [dictionary.format_path(path).upper() for path in wanted.paths]
+    cells = []
+    for _, line in found:
+        if level == "instances":
+            line[5] = uids.name_of(line[5]) or line[5]
+        cells.append(line)
     if cells:
-        common.print_table([heading for heading, _ in columns], cells)
-    _warn(found.warnings)
+        common.print_table(columns, cells)
     if verbose or not cells:
         click.echo(f"{len(cells)} {level}", err=True)
+
+
+def _local(store_path: str, asked: Asked, wanted: Include) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """Rows of the store: as JSON, and as the cells of a table."""
+    with common.open_store(store_path, read_only=True) as store:
+        found = store.search(asked)
+        for row in found:
+            line = [row.text(tag) for _, tag in _COLUMNS[asked.level]]
+            line += [store.row_text(row, path) for path in wanted.paths]
+            yield store.row_json(row, wanted), line
+        _warn(found.warnings)
+
+
+def _remote(
+    target: str, call: targets.Call, asked: Asked, wanted: Include
+) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """The same of another archive."""
+    from itertools import islice
+
+    from hilum.cli import archives
+    from hilum.dicom import json
+    from hilum.engine.elements import values_at
+    from hilum.errors import BadQuery
+    from hilum.transfer import hierarchy
+
+    if asked.order:
+        raise BadQuery("--order is for the store; another archive has its own order")
+    if wanted.everything:
+        raise BadQuery("name what to include: another archive is not asked for everything")
+    tags = [tag for _, tag in _COLUMNS[asked.level]]
+    paths: Sequence[Path] = [*((tag,) for tag in tags), *wanted.paths]
+    keys = hierarchy.parse_pairs(asked.keys)
+    question = hierarchy.Question(hierarchy.LEVEL_OF[asked.level], keys, paths)
+    with archives.opened(target, call, fuzzy=asked.fuzzy, timezone=asked.timezone) as archive:
+        found = hierarchy.rows(archive, question)
+        end = None if asked.limit is None else asked.offset + asked.limit
+        for row in islice(found, asked.offset, end):
+            line = [json.text_of(row.get(json.key(tag))) for tag in tags]
+            line += [
+                "\\".join("" if value is None else str(value) for value in values_at(row, path))
+                for path in wanted.paths
+            ]
+            yield dict(sorted(row.items())), line
+        found.close()  # the archive is told to stop
+        _warn(archive.warnings)
 
 
 def _warn(warnings: Iterable[str]) -> None:

@@ -1,16 +1,26 @@
-"""hilum serve: the store as DICOMweb, until it is told to stop."""
+"""hilum serve: the store by DICOMweb and DIMSE, until it is told to stop."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hilum.cli import common
 
+if TYPE_CHECKING:
+    from hilum.settings import Settings
+
 
 @click.command("serve")
 @click.option("--http", "listen", metavar="HOST:PORT", help="Where to listen; port 0 takes a free one.")
+@click.option("--no-http", is_flag=True, help="Serve DIMSE alone.")
+@click.option("--dicom", metavar="HOST:PORT", help="Serve DIMSE there; port 0 takes a free one.")
+@click.option("--aet", metavar="TITLE", help="Our AE title.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes that answer requests.")
 @click.option("--store", "store_path", metavar="DIR", help="Folder of the store.")
 @click.option("--create", is_flag=True, help="Make the store if it is not there.")
@@ -26,6 +36,9 @@ from hilum.cli import common
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def command(
     listen: str | None,
+    no_http: bool,
+    dicom: str | None,
+    aet: str | None,
     workers: int | None,
     store_path: str | None,
     create: bool,
@@ -38,7 +51,7 @@ def command(
     others: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Serve the store as DICOMweb, at /dicom-web.
+    """Serve the store as DICOMweb, at /dicom-web, and by DIMSE where that is asked for.
 
     Settings come from hilum.toml, then the environment (HILUM_HTTP_LISTEN for http.listen), then the options
     here; what comes later weighs more. Listens on this machine alone, unless it is told otherwise. Prints its
@@ -47,13 +60,16 @@ def command(
     \b
     Example:
         hilum serve --store ./archive
+        hilum serve --dicom 127.0.0.1:11112 --aet HILUM
         hilum serve --http 0.0.0.0:8080 --workers 4 --set auth.method=basic
     """
     from hilum import settings
 
     flags: dict[str, Any] = dict(common.parse_pairs(others))
     named = {
-        "http.listen": listen,
+        "http.listen": "" if no_http else listen,
+        "dimse.listen": dicom,
+        "dimse.title": aet,
         "http.workers": workers,
         "store": store_path,
         "viewer.name": viewer,
@@ -65,18 +81,62 @@ def command(
     flags.update((name, value) for name, value in named.items() if value is not None)
     wanted = settings.load(config, flags=flags)
 
-    from hilum.errors import StoreMissing
-    from hilum.web import server
-    from hilum.web.context import ROOT
+    if not wanted.http.listen and not wanted.dimse.listen:
+        raise click.UsageError("neither HTTP nor DIMSE is to be served: give --http or --dicom")
+    _ensure_store(wanted.store, create=create)
+    with _dimse(wanted) as node:
+        said = {"dicom": node} if node else {}
+        if not wanted.http.listen:
+            _say(as_json, {"store": wanted.store, **said}, f"Hilum serves {wanted.store} at {node}")
+            _wait_for_signal()
+            return
+        from hilum.web import server
+        from hilum.web.context import ROOT
 
-    def ready(url: str) -> None:
-        if as_json:
-            common.print_json({"url": url, "dicomweb": f"{url}{ROOT}", "store": wanted.store})
-        else:
-            click.echo(f"Hilum serves {wanted.store} at {url}{ROOT}")
+        def ready(url: str) -> None:
+            document = {"url": url, "dicomweb": f"{url}{ROOT}", "store": wanted.store, **said}
+            beside = f" and {node}" if node else ""
+            _say(as_json, document, f"Hilum serves {wanted.store} at {url}{ROOT}{beside}")
+
+        server.serve(wanted, ready, lambda words: click.echo(words, err=True))
+
+
+def _ensure_store(path: str, *, create: bool) -> None:
+    """What is wrong with the store is said here, once, and not by each process."""
+    from hilum import api
+    from hilum.errors import StoreMissing
 
     try:
-        server.serve(wanted, ready, lambda words: click.echo(words, err=True), create=create)
+        with api.open(path, create=create):
+            pass
     except StoreMissing as failure:
         hint = "; make one with --create" if "no store" in str(failure) else ""
         raise StoreMissing(f"{failure}{hint}") from failure
+
+
+@contextlib.contextmanager
+def _dimse(wanted: Settings) -> Iterator[str]:
+    """Serve DIMSE meanwhile, if that is asked for; gives TITLE@HOST:PORT, or nothing."""
+    if not wanted.dimse.listen:
+        yield ""
+        return
+    from hilum.dimse.options import options_of
+    from hilum.dimse.server import Server
+
+    with Server(options_of(wanted), wanted.store) as running:
+        host, port = running.address
+        yield f"{wanted.dimse.title}@{host}:{port}"
+
+
+def _wait_for_signal() -> None:
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    stopped.wait()
+
+
+def _say(as_json: bool, document: dict[str, str], words: str) -> None:
+    if as_json:
+        common.print_json(document)
+    else:
+        click.echo(words)

@@ -51,9 +51,10 @@ Path = tuple[int | Private, ...]
 
 # (gggg,"creator",ee), with or without brackets; in a name no other comma, quotation mark or full stop.
 _PRIVATE = re.compile(r'\(?([0-9A-Fa-f]{4}), ?"([^"]+)", ?([0-9A-Fa-f]{2})\)?')
+_DEPTH_MAX = 64  # what follows a path calls itself at each step
 _STOP = re.compile(r'\.(?=(?:[^"]*"[^"]*")*[^"]*$)')  # a full stop that is in no creator
 _NAMES = re.compile(
-    r'(?:\([^)]*\)|(?<![^,. ])[0-9A-Fa-f]{4}, ?(?:"[^"]*", ?[0-9A-Fa-f]{2}|[0-9A-Fa-f]{4})(?!\w)|[^,])+'
+    r'(?:\([^()]*\)|(?<![^,. ])[0-9A-Fa-f]{4}, ?(?:"[^"]*", ?[0-9A-Fa-f]{2}|[0-9A-Fa-f]{4})(?!\w)|[^,])+'
 )
 
 
@@ -65,8 +66,10 @@ def path_of(name: str) -> Path:
     ("RequestAttributesSequence.00400009"), and 0029,"SIEMENS CSA HEADER",10 for a private element.
 
     Raises:
-        BadQuery: no such keyword, or not a tag.
+        BadQuery: no such keyword, or not a tag; or a path deeper than any data set.
     """
+    if name.count(".") > _DEPTH_MAX:
+        raise BadQuery(f"{name[:80]!r}: a path of more than {_DEPTH_MAX} sequences")
     return tuple(map(_step_of, _STOP.split(name)))
 
 

@@ -8,7 +8,8 @@ the bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 Json = str | int | float | dict[str, str] | None
 
@@ -48,3 +49,22 @@ def _person_name(text: str) -> dict[str, str] | None:
     """Return the groups that are not empty, PS3.18 F.2.2; None if all are. A fourth group has no name."""
     groups = zip(_GROUPS, text.split("="), strict=False)
     return {name: group for name, group in groups if group} or None
+
+
+def text_of(attribute: Mapping[str, Any] | None) -> str:
+    """Return the values of an attribute object as a key has them: joined by backslashes, the groups of a name by
+    equals signs."""
+    if attribute is None:
+        return ""
+    return "\\".join(map(_text, attribute.get("Value", ())))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return name_of(value)
+    return "" if value is None else str(value)
+
+
+def name_of(name: Mapping[str, str]) -> str:
+    """Return a person's name in one text: PS3.5 6.2.1, Person Name (PN) Value Representation."""
+    return "=".join(name.get(group, "") for group in _GROUPS).rstrip("=")

@@ -48,6 +48,8 @@ _JPIP = frozenset(
 )
 _ENCAPSULATED = frozenset((RLE_LOSSLESS, ENCAPSULATED_UNCOMPRESSED))
 _ENCAPSULATED_BELOW = ("1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5.", "1.2.840.10008.1.2.8.")
+# Without RFC 2557 and XML, which encode no data set, and SMPTE ST 2110, which is no file.
+_FILE_SYNTAXES = tuple(f"1.2.840.10008.1.2.{arc}" for arc in ("1", "2", "4.", "5", "8."))
 # The data set itself is a zlib stream, PS3.5 A.5, DICOM Deflated Little Endian Transfer Syntax (Explicit VR).
 _DEFLATED = frozenset(
     (DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, JPIP_REFERENCED_DEFLATE, JPIP_HTJ2K_REFERENCED_DEFLATE)
@@ -81,6 +83,14 @@ def is_encapsulated(transfer_syntax: str) -> bool:
 def is_deflated(transfer_syntax: str) -> bool:
     """Return whether the bytes after the File Meta Information are one deflated stream."""
     return transfer_syntax in _DEFLATED
+
+
+@cache
+def file_syntaxes() -> tuple[str, ...]:
+    """Return the transfer syntaxes that a stored object may have, those without compression first."""
+    known = (uid for uid in _names() if uid == IMPLICIT_VR_LITTLE_ENDIAN or uid.startswith(_FILE_SYNTAXES))
+    first = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
+    return tuple(dict.fromkeys((*first, *known)))
 
 
 @cache

@@ -225,6 +225,23 @@ class Catalog:
     def _move(self, study: _OpenStudy, before: Study | None, after: Study | None) -> None:
         """Keys, columns and patients follow a study that came, changed or went."""
         change = self._change
+        self._move_words(study, before, after)
+        if before is not None:
+            left = self._patients.setdefault(before.patient, _OpenPatient())
+            left.gone.append(before)
+            left.keys.add(patient_key(before.entries, study.uid))
+            if after is None or after.patient != before.patient:
+                change.delete(b"patient_studies", SERIES_KEY.pack(before.patient, study.number))
+        if after is not None:
+            self._patients.setdefault(after.patient, _OpenPatient()).here.append(after)
+            if before is None or after.patient != before.patient:
+                change.put(b"patient_studies", SERIES_KEY.pack(after.patient, study.number), b"")
+
+    def _move_words(self, study: _OpenStudy, before: Study | None, after: Study | None) -> None:
+        """What a study is found by; most instances that come to one change nothing but its counts."""
+        if before and after and before.entries == after.entries and before.modalities == after.modalities:
+            return
+        change = self._change
         number = U32.pack(study.number)
         old = keys.keys_of(before, study.number, study.uid) if before is not None else set()
         new = keys.keys_of(after, study.number, study.uid) if after is not None else set()
@@ -238,16 +255,6 @@ class Catalog:
             if old_texts.get(field) != new_texts.get(field):
                 block = self._columns.setdefault(keys.column_key(field, study.number), {})
                 block[study.number] = new_texts.get(field)
-        if before is not None:
-            left = self._patients.setdefault(before.patient, _OpenPatient())
-            left.gone.append(before)
-            left.keys.add(patient_key(before.entries, study.uid))
-            if after is None or after.patient != before.patient:
-                change.delete(b"patient_studies", SERIES_KEY.pack(before.patient, study.number))
-        if after is not None:
-            self._patients.setdefault(after.patient, _OpenPatient()).here.append(after)
-            if before is None or after.patient != before.patient:
-                change.put(b"patient_studies", SERIES_KEY.pack(after.patient, study.number), b"")
 
     def _patient_number(self, entries: bytes, study_uid: bytes) -> int:
         key = patient_key(entries, study_uid)

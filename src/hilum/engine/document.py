@@ -221,7 +221,7 @@ def _series_pieces(packs: PackReader, instances: list[Instance], prefix: bytes) 
             size += instances[at].head_length
             at += 1
         objects, length = [], 0
-        for instance, head in zip(batch, _read_heads(packs, batch), strict=True):
+        for instance, head in zip(batch, read_heads(packs, batch), strict=True):
             uid = record.raw_of(instance.entries, _UID)
             objects.append(_write(head, prefix + _escaped(_instance_path(uid))))
             length += len(objects[-1])
@@ -244,7 +244,7 @@ def _order_of(instance: Instance) -> tuple[float, bytes]:
         return math.inf, uid
 
 
-def _read_heads(packs: PackReader, instances: Sequence[Instance]) -> list[Head]:
+def read_heads(packs: PackReader, instances: Sequence[Instance]) -> list[Head]:
     """The heads of some instances, in their order. Heads that lie near each other are read at once."""
     places = sorted((one.container, one.offset, index) for index, one in enumerate(instances))
     heads: list[Head | None] = [None] * len(instances)

@@ -7,6 +7,7 @@ packs/          NNNNNNNN.head, .bulk, .file
 spool/          large values on their way in; whoever finds one unlocked may remove it
 lock            every opener holds it shared; rebuild holds it alone
 commit.lock     held by the one writer that decides, appends heads and commits
+compact.lock    held by the one compaction at work; shared by those who want none meanwhile
 ballast         bytes to give up so that delete works on a full disk
 """
 
@@ -27,6 +28,7 @@ from hilum.errors import ReadOnly, StoreBroken, StoreLocked, StoreMissing
 FORMAT_VERSION = 1
 BALLAST_BYTES = 1 << 20
 LOCK_WAIT_SECONDS = 10.0
+_PARTS = {"lock", "commit.lock", "compact.lock", "STORE", "STORE.new", "packs", "spool", "ballast"}
 
 
 class Folder:
@@ -97,6 +99,22 @@ class Folder:
 
     def commit_lock(self) -> CommitLock:
         return CommitLock(self._file("commit.lock"))
+
+    def lock_compaction(self, *, shared: bool = False) -> int | None:
+        """Keep compactions away as long as the descriptor that is returned is open; None if one is at work,
+        or, unless `shared`, if somebody else keeps them away.
+        """
+        flags = os.O_RDONLY if self.read_only else os.O_RDWR | os.O_CREAT
+        try:
+            fd = os.open(self._file("compact.lock"), flags | os.O_CLOEXEC, 0o644)
+        except OSError as failure:
+            if self.read_only:
+                return os.open(self._file("lock"), os.O_RDONLY | os.O_CLOEXEC)  # there never was a compaction
+            raise StoreBroken(f"compact.lock can't be opened: {failure.strerror}") from failure
+        if lock_file(fd, shared=shared):
+            return fd
+        os.close(fd)
+        return None
 
     def clear_spool(self) -> None:
         """Remove spool files whose writer is gone."""
@@ -187,8 +205,7 @@ class Folder:
                 strange = [
                     name
                     for name in os.listdir(self.path)
-                    if name not in {"lock", "commit.lock", "STORE", "STORE.new", "packs", "spool", "ballast"}
-                    and not name.startswith(("index-", "CURRENT"))
+                    if name not in _PARTS and not name.startswith(("index-", "CURRENT"))
                 ]
                 if strange:
                     raise StoreMissing(

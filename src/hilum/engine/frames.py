@@ -7,8 +7,10 @@ pread either way, however large the object. Every byte that leaves has been held
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 from isal.isal_zlib import crc32
 
@@ -75,6 +77,39 @@ def _photometric_of(instance: Instance) -> str:
     return record.text_of(instance.entries, _PHOTOMETRIC)
 
 
+class Spot(NamedTuple):
+    """Where a frame lies in a pack, and what those bytes must be: to read it takes no look-up."""
+
+    container: int
+    offset: int  # from the start of the pack
+    length: int  # of what is read, which may be more than the frame
+    crcs: tuple[int, ...]  # CRC-32 of it, of each BLOCK_SIZE bytes where there are several
+    begin: int  # of the frame in it
+    end: int
+
+    def read_now(self, packs: PackReader) -> bytes | None:
+        """The frame's bytes, None if that would be to wait for the disk.
+
+        Raises:
+            Corrupt: the bytes on disk are not what came in.
+        """
+        try:
+            data = packs.read_now(BLOB_KINDS, self.container, self.offset, self.length)
+        except NotCached:
+            return None
+        if len(self.crcs) == 1:
+            fits = crc32(data) == self.crcs[0]
+        else:
+            view = memoryview(data)
+            fits = all(
+                crc32(view[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]) == crc
+                for block, crc in enumerate(self.crcs)
+            )
+        if not fits:
+            raise Corrupt("a frame is not what came in; run: hilum verify")
+        return data[self.begin : self.end]
+
+
 class FrameReader:
     """Reads the frames of one stored instance."""
 
@@ -123,6 +158,33 @@ class FrameReader:
             return self._read_frame(index, self._packs.read_now)
         except NotCached:
             return None
+
+    def spot(self, index: int) -> Spot | None:
+        """Where a frame lies, if it is one run of bytes in a pack as it leaves. The caller has read it once.
+
+        The spot holds as long as the instance's record and the place of its pixels are what they are now.
+        """
+        instance = self._instance
+        if instance.flags & record.DEFLATED or not instance.pixel_digest:
+            return None
+        place = self._find_blob(instance.pixel_digest)
+        if instance.flags & record.ENCAPSULATED:
+            offset, length, crc, form = self._entry(index, self._packs.read)
+            if form == frametable.WITH_ITEMS:
+                return None
+            return Spot(place.container, place.offset + offset, length, (crc,), 0, length)
+        if self.layout.frame_bits % 8 or (instance.pixel_words and self.layout.bits_allocated <= 8):
+            return None
+        span = native_frame_span(self.layout, index)
+        end = span.offset + span.length
+        if not instance.table_length:
+            crcs: tuple[int, ...] = (instance.pixel_crc,)
+            return Spot(place.container, place.offset, instance.pixel_length, crcs, span.offset, end)
+        first, last = span.offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
+        begin = first * BLOCK_SIZE
+        length = min((last + 1) * BLOCK_SIZE, instance.pixel_length) - begin
+        crcs = struct.unpack(f"<{last - first + 1}I", self._block_crcs(first, last, self._packs.read))
+        return Spot(place.container, place.offset + begin, length, crcs, span.offset - begin, end - begin)
 
     def stream(self, index: int) -> tuple[int, Callable[[int, int], Iterator[bytes]]]:
         """The length of a frame, and a function that gives the bytes of it from one offset to another.
@@ -239,14 +301,17 @@ class FrameReader:
         begin = first * BLOCK_SIZE
         end = min((last + 1) * BLOCK_SIZE, instance.pixel_length)
         data = self._read_value(begin, end - begin, read)
-        at = instance.offset + instance.head_length + first * 4
-        crcs = read((HEAD_PACK,), instance.container, at, (last - first + 1) * 4)
+        crcs = self._block_crcs(first, last, read)
         view = memoryview(data)
         for block in range(last - first + 1):
             piece = view[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]
             if crc32(piece).to_bytes(4, "little") != crcs[block * 4 : block * 4 + 4]:
                 raise Corrupt(f"block {first + block} of the pixels is not what came in; run: hilum verify")
         return data[offset - begin : offset - begin + length]
+
+    def _block_crcs(self, first: int, last: int, read: Read) -> bytes:
+        at = self._instance.offset + self._instance.head_length + first * 4
+        return read((HEAD_PACK,), self._instance.container, at, (last - first + 1) * 4)
 
     def _read_value(self, offset: int, length: int, read: Read) -> bytes:
         """Bytes of the Pixel Data value, wherever it lies."""

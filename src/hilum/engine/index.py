@@ -31,9 +31,14 @@ U64 = Struct(">Q")
 INSTANCE_KEY = Struct(">III")  # study, series, number in the series
 SERIES_KEY = Struct(">II")
 PLACE = Struct("<BIQQ")  # flags, container, offset, length
-PACK = Struct("<BBQ")  # kind, sealed, end of what is committed
+PACK = Struct("<BBQ")  # kind, flags, end of what is committed
 
 PLACE_BAD = 1  # verify found that the bytes there are not the blob
+
+# Flags of a pack.
+PACK_SEALED = 1
+PACK_CONDEMNED = 2  # a compaction is at work on it: nothing new may rely on what lies in it
+PACK_DROPPED = 4  # nothing relies on it: its file goes
 
 # One LMDB database each. docs/format.md says what is in them.
 TABLES = (
@@ -63,6 +68,8 @@ class PackState(NamedTuple):
     kind: int
     sealed: bool
     end: int  # bytes that a commit has covered
+    condemned: bool = False
+    dropped: bool = False
 
 
 class BlobPlace(NamedTuple):
@@ -191,6 +198,7 @@ class Snapshot:
     def __init__(self, txn: lmdb.Transaction, tables: dict[bytes, Any]) -> None:
         self._txn = txn
         self._tables = tables
+        self._condemned: frozenset[int] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -251,13 +259,31 @@ class Snapshot:
     def packs(self) -> dict[int, PackState]:
         found = {}
         for key, value in self.scan(b"packs"):
-            kind, sealed, end = PACK.unpack(value)
-            found[U32.unpack(key)[0]] = PackState(kind, bool(sealed), end)
+            kind, flags, end = PACK.unpack(value)
+            found[U32.unpack(key)[0]] = PackState(
+                kind,
+                bool(flags & PACK_SEALED),
+                end,
+                bool(flags & PACK_CONDEMNED),
+                bool(flags & PACK_DROPPED),
+            )
         return found
+
+    def condemned(self) -> frozenset[int]:
+        """The packs that a compaction is at work on."""
+        if self._condemned is None:
+            value = self.get(b"meta", b"condemned") or b""
+            self._condemned = frozenset(number for (number,) in U32.iter_unpack(value))
+        return self._condemned
 
     def place(self, digest: bytes) -> BlobPlace | None:
         value = self.get(b"places", digest)
         return unpack_place(value) if value is not None else None
+
+    def lasting_place(self, digest: bytes) -> BlobPlace | None:
+        """The same for whoever is about to write a head that relies on it: None in a condemned pack."""
+        place = self.place(digest)
+        return None if place is None or place.container in self.condemned() else place
 
 
 class Change(Snapshot):
@@ -300,7 +326,20 @@ class Change(Snapshot):
         return last + 1
 
     def put_pack(self, number: int, state: PackState) -> None:
-        self.put(b"packs", U32.pack(number), PACK.pack(state.kind, state.sealed, state.end))
+        flags = PACK_SEALED * state.sealed | PACK_CONDEMNED * state.condemned | PACK_DROPPED * state.dropped
+        self.put(b"packs", U32.pack(number), PACK.pack(state.kind, flags, state.end))
+
+    def drop_pack(self, number: int) -> None:
+        """Forget a pack whose file is gone, durably."""
+        self.delete(b"packs", U32.pack(number))
+
+    def condemn(self, numbers: Iterable[int]) -> None:
+        """Let exactly these packs be the condemned ones; their states are the caller's to put."""
+        self._condemned = frozenset(numbers)
+        if self._condemned:
+            self.put(b"meta", b"condemned", b"".join(map(U32.pack, sorted(self._condemned))))
+        else:
+            self.delete(b"meta", b"condemned")
 
 
 def pack_place(container: int, offset: int, length: int, *, bad: bool = False) -> bytes:

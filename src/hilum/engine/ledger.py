@@ -24,6 +24,9 @@ _VERDICT = Struct("<BQQ32s32s")  # version, arrival, sequence that was kept, ide
 _BAD = Struct("<IQ")
 
 
+PURGED_REVISIONS, PURGED_CONFLICTS = 1, 2
+
+
 class Verdict(NamedTuple):
     """A conflict that was decided for what was stored already."""
 
@@ -67,6 +70,23 @@ def conflict_key(uid: bytes, refused: bytes) -> bytes:
 
 def revision_key(uid: bytes, sequence: int) -> bytes:
     return uid + b"\0" + U64.pack(sequence)
+
+
+def uid_of_revision_key(key: bytes) -> bytes:
+    return key[: -1 - U64.size]
+
+
+def pack_purged(purged: Sequence[tuple[int, bytes]]) -> bytes:
+    """Payload of a PURGED record: what went, and the SOP Instance UID that it was of."""
+    return b"".join(bytes((what, len(uid))) + uid for what, uid in purged)
+
+
+def unpack_purged(payload: bytes) -> list[tuple[int, bytes]]:
+    purged, at = [], 0
+    while at < len(payload):
+        purged.append((payload[at], payload[at + 2 : at + 2 + payload[at + 1]]))
+        at += 2 + payload[at + 1]
+    return purged
 
 
 def pack_bad_blobs(places: Sequence[BlobPlace]) -> bytes:
@@ -156,6 +176,16 @@ class Ledger:
         verdict = unpack_verdict(payload)
         self._change.put(b"conflicts", conflict_key(verdict.uid, verdict.refused), payload)
         self._last = max(self._last, sequence)
+
+    def purged(self, sequence: int, purged: Sequence[tuple[int, bytes]]) -> int:
+        """Forget revisions or verdicts; return how many there were."""
+        count = 0
+        for what, uid in purged:
+            table = b"revisions" if what == PURGED_REVISIONS else b"conflicts"
+            for key, _ in list(self._change.scan_prefix(table, uid + b"\0")):
+                count += self._change.delete(table, key)
+        self._last = max(self._last, sequence)
+        return count
 
     def bad_blobs(self, sequence: int) -> None:
         """Nothing to enter: the better place is in the index by its own record."""

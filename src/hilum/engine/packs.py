@@ -26,6 +26,7 @@ from typing import NamedTuple
 from blake3 import blake3
 from isal.isal_zlib import crc32
 
+from hilum import _fastread
 from hilum._fastpack import RecordQueue, record_header
 from hilum.errors import Corrupt, ReadOnly, StoreBroken
 
@@ -34,7 +35,7 @@ SUFFIX_OF = {HEAD_PACK: "head", BULK_PACK: "bulk", FILE_PACK: "file"}
 KIND_OF = {suffix: kind for kind, suffix in SUFFIX_OF.items()}
 
 # Kinds of record.
-STORED, DELETED, CONFLICT, BLOB, BAD_BLOB, FOOTER = 1, 2, 3, 4, 5, 15
+STORED, DELETED, CONFLICT, BLOB, BAD_BLOB, PURGED, FOOTER = 1, 2, 3, 4, 5, 6, 15
 
 PACK_HEADER = Struct("<8sBB6x16sQQQI4x")
 PACK_MAGIC = b"HILUMPK1"
@@ -298,9 +299,7 @@ class PackWriter:
             raise StoreBroken(f"pack {number} can't be made: {failure.strerror}") from failure
         return cls(fd, info, PACK_HEADER.size, fresh=True)
 
-    def append(
-        self, kind: int, payload: Buffer, *, digest: bytes, crc: int, sequence: int = 0
-    ) -> Place:
+    def append(self, kind: int, payload: Buffer, *, digest: bytes, crc: int, sequence: int = 0) -> Place:
         """Queue one record after the last one; not written before flush(), not durable before sync().
 
         `payload` must stay as it is until flush(): it is not copied.
@@ -446,7 +445,10 @@ class FilePackWriter:
         return self._crc
 
     def finish(self) -> Place:
-        """Make the pack durable under its own name: rename, then sync of the directory."""
+        """Make the pack durable under its own name: rename, then sync of the directory.
+
+        Its lock is held until close(): before a commit names it, only that tells it from one of no use.
+        """
         header = record_header(self._info.salt, BLOB, self.length, 0, self.digest(), self._crc)
         try:
             os.pwrite(self._fd, header, PACK_HEADER.size)
@@ -454,9 +456,8 @@ class FilePackWriter:
             os.rename(self._spool, self._final)
             sync_directory(os.path.dirname(self._final))
         except OSError as failure:
+            self.close()
             raise StoreBroken(f"spool file {self.number} can't be kept: {failure.strerror}") from failure
-        finally:
-            self._close()
         return Place(self.number, PACK_HEADER.size + RECORD_SIZE, self.length)
 
     def discard(self) -> None:
@@ -465,9 +466,12 @@ class FilePackWriter:
             return
         with contextlib.suppress(OSError):
             os.unlink(self._spool)
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Give the lock up."""
+        if self._fd < 0:
+            return
         # Once only: another thread may have been given the same number since.
         fd, self._fd = self._fd, -1
         os.close(fd)
@@ -515,16 +519,29 @@ class NotCached(Exception):
     """The bytes are not all in the page cache: to read them is to wait for the disk."""
 
 
+class PackGone(Corrupt):
+    """There is no such file. A compaction may have moved what was in it: look its place up again."""
+
+
 class PackReader:
-    """Reads places. Keeps up to OPEN_MAX packs open; safe from several threads."""
+    """Reads places. Keeps up to OPEN_MAX packs open; safe from several threads.
+
+    A pack that was unlinked takes its space until the last descriptor of it is closed, so now and then those
+    are looked for. A thread may be about to read from one that it was given a moment ago: it is closed when
+    all reads that had begun before have ended.
+    """
 
     OPEN_MAX = 256
+    SWEEP_SECONDS = 10.0
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._open: OrderedDict[int, int] = OrderedDict()
         self._lock = threading.Lock()
-        self._buffer = memoryview(bytearray(NOW_MAX))
+        self._reading = [0, 0]  # reads under way, of this age and of the one before
+        self._age = 0  # 0 and 1 in turn
+        self._leaving: list[int] = []  # closed when no read of the age before is left
+        self._sweep_at = time.monotonic() + self.SWEEP_SECONDS
 
     def read(self, kinds: Sequence[int], container: int, offset: int, length: int) -> bytes:
         """Return `length` bytes of a pack.
@@ -535,11 +552,15 @@ class PackReader:
         # A descriptor may be closed by another thread's eviction between look-up and read; so the
         # read happens on a duplicate that this call owns only when the pool is under pressure.
         with self._lock:
+            if time.monotonic() >= self._sweep_at:
+                self._sweep()
             fd = self._descriptor(kinds, container)
             if len(self._open) < self.OPEN_MAX // 2:
                 own = -1
             else:
                 own = fd = os.dup(fd)
+            age = self._age
+            self._reading[age] += 1
         try:
             data = pread_exactly(fd, length, offset)
         except OSError as failure:
@@ -549,6 +570,10 @@ class PackReader:
         finally:
             if own >= 0:
                 os.close(own)
+            with self._lock:
+                self._reading[age] -= 1
+                if self._leaving:
+                    self._let_leave()
         if len(data) != length:
             raise Corrupt(f"pack {container} ends inside the {length} bytes at byte {offset}")
         return data
@@ -564,16 +589,29 @@ class PackReader:
         if length > NOW_MAX:
             raise NotCached
         with self._lock:  # held to the end: it is a copy out of memory, and keeps the descriptor open
-            fd = self._descriptor(kinds, container)
-            # By way of a buffer that stays: one made for each call costs its page faults, ten times the copy.
-            buffer = self._buffer[:length]
-            try:
-                done = os.preadv(fd, (buffer,), offset, os.RWF_NOWAIT)
-            except (OSError, OverflowError):
-                raise NotCached from None
-            if done != length:  # the rest is on disk, or there is none: read() will tell
-                raise NotCached
-            return bytes(buffer)
+            if time.monotonic() >= self._sweep_at:
+                self._sweep()
+            data = _fastread.read_now(self._descriptor(kinds, container), length, offset)
+        if data is None:  # on disk, or there is none: read() will tell
+            raise NotCached
+        return data
+
+    def _sweep(self) -> None:
+        """Let go of packs whose file has gone."""
+        self._sweep_at = time.monotonic() + self.SWEEP_SECONDS
+        if self._leaving:  # of an earlier sweep: there are two ages, not three
+            return
+        for container, fd in list(self._open.items()):
+            if not os.fstat(fd).st_nlink:
+                self._leaving.append(self._open.pop(container))
+        if self._leaving:
+            self._age = 1 - self._age
+            self._let_leave()
+
+    def _let_leave(self) -> None:
+        if not self._reading[1 - self._age]:
+            while self._leaving:
+                os.close(self._leaving.pop())
 
     def _descriptor(self, kinds: Sequence[int], container: int) -> int:
         fd = self._open.get(container)
@@ -592,9 +630,11 @@ class PackReader:
             if len(self._open) > self.OPEN_MAX:
                 os.close(self._open.popitem(last=False)[1])
             return fd
-        raise Corrupt(f"pack {container} is gone")
+        raise PackGone(f"pack {container} is gone")
 
     def close(self) -> None:
         with self._lock:
             while self._open:
                 os.close(self._open.popitem()[1])
+            while self._leaving:
+                os.close(self._leaving.pop())

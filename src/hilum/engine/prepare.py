@@ -49,6 +49,7 @@ class BlobSink(Protocol):
     def digest(self) -> bytes: ...
     def crc(self) -> int: ...
     def finish(self) -> Place: ...
+    def close(self) -> None: ...
     def discard(self) -> None: ...
 
 
@@ -56,6 +57,7 @@ class Prepared:
     """One object, ready for the writer."""
 
     __slots__ = (
+        "base",
         "blobs",
         "flags",
         "head_length",
@@ -121,6 +123,8 @@ class Prepared:
         self.pixels = pixel_fields(parsed, inflated_holes or holes)
         self.journal: tuple[bytes, bytes] | None = None
         self.sinks: list[BlobSink] = []
+        # (SOP Instance UID, sequence number) of the stored object whose blobs it names without having them.
+        self.base: tuple[bytes, int] | None = None
         self.staged = False  # its blobs are appended, or need not be
 
     def let_go(self) -> None:

@@ -93,6 +93,32 @@ class _OpenPack(NamedTuple):
     size: int
 
 
+class _Lacking(NamedTuple):
+    """A head that names a blob which is in no pack."""
+
+    uid: bytes
+    sequence: int
+    container: int
+    offset: int
+
+
+def _once(rows: Iterator[HeadRecord]) -> Iterator[HeadRecord]:
+    """Give each stored head once: a compaction that was killed has left the copy beside what it copied.
+
+    The copy is taken, which lies in the pack of the higher number. State records do no harm twice.
+    """
+    held: HeadRecord | None = None
+    for row in rows:
+        if held is not None and not (
+            held.record.kind == row.record.kind == packs.STORED
+            and held.record.sequence == row.record.sequence
+        ):
+            yield held
+        held = row
+    if held is not None:
+        yield held
+
+
 class _Rebuild:
     def __init__(self, folder: Folder, index: Index, on_progress: Callable[[int, int], None]) -> None:
         self._folder = folder
@@ -101,6 +127,7 @@ class _Rebuild:
         self._problems: list[str] = []
         self._states: dict[int, PackState] = {}
         self._replaced: set[tuple[int, int]] = set()  # (container, offset) of blobs healed elsewhere
+        self._lacking: list[_Lacking] = []
         self._blobs = 0
 
     def run(self) -> Rebuilt:
@@ -116,7 +143,10 @@ class _Rebuild:
             with self._index.write() as change:
                 for number, state in self._states.items():
                     change.put_pack(number, state)
-                change.set_number(b"last_pack", max(self._states, default=0))
+                self._tell_lacking(change)
+                # A number that a BAD_BLOB record names would make a good place of a new pack a bad one.
+                known = {*self._states, *(container for container, _ in self._replaced)}
+                change.set_number(b"last_pack", max(known, default=0))
         finally:
             reader.close()
             for pack in opened:
@@ -193,7 +223,7 @@ class _Rebuild:
 
     def _enter_heads(self, heads: list[_OpenPack], reader: PackReader) -> None:
         total, done = sum(pack.size for pack in heads), 0
-        rows = heapq.merge(*map(self._rows_of, heads), key=lambda row: row.record.sequence)
+        rows = _once(heapq.merge(*map(self._rows_of, heads), key=lambda row: row.record.sequence))
         batch: list[HeadRecord] = []
         for row in rows:
             batch.append(row)
@@ -242,19 +272,31 @@ class _Rebuild:
                 if row.record.kind == packs.BAD_BLOB:
                     self._replaced.update(ledger.unpack_bad_blobs(row.payload))
                 if head is not None:
-                    self._check_blobs(change, row, head)
+                    self._note_lacking(change, row, head)
             book.finish()
         return sum(packs.RECORD_SIZE + row.record.length for row in batch)
 
-    def _check_blobs(self, change: Change, row: HeadRecord, head: record.Head) -> None:
-        """A head whose blob is nowhere stays findable, marked bad: sending the object again heals it."""
-        for hole in head.holes:
-            if change.get(b"places", hole.digest) is None:
+    def _note_lacking(self, change: Change, row: HeadRecord, head: record.Head) -> None:
+        if any(change.get(b"places", hole.digest) is None for hole in head.holes):
+            found = row.record
+            uid = header.parse_head(head).uid
+            self._lacking.append(_Lacking(uid, found.sequence, row.container, found.offset))
+
+    def _tell_lacking(self, change: Change) -> None:
+        """A head whose blob is nowhere stays findable, marked bad: sending the object again heals it.
+
+        What was deleted or purged since may well lack its blobs: they have been compacted away.
+        """
+        for uid, sequence, container, offset in self._lacking:
+            key = change.get(b"sop_uids", uid)
+            value = change.get(b"instances", key) if key is not None else None
+            stored = value is not None and record.unpack_instance(value).sequence == sequence
+            if stored:
+                change.put(b"bad", uid, b"")
+            if stored or change.get(b"revisions", ledger.revision_key(uid, sequence)) is not None:
                 self._problems.append(
-                    f"pack {row.container}: head at byte {row.record.offset} names a blob that is in no pack"
+                    f"pack {container}: head at byte {offset} names a blob that is in no pack"
                 )
-                change.put(b"bad", header.parse_head(head).uid, b"")
-                return
 
     def _no_upper(self, instance: record.Instance) -> bytes:
         raise AssertionError("blobs have no donor")

@@ -402,6 +402,11 @@ def unpack_instance(data: bytes) -> Instance:
     )
 
 
+def moved_instance(data: bytes, container: int, offset: int) -> bytes:
+    """An instance's record, with its head elsewhere."""
+    return data[:4] + container.to_bytes(4, "little") + offset.to_bytes(8, "little") + data[16:]
+
+
 class Series(NamedTuple):
     """A series, with the attributes of its donor: the instance with the smallest SOP Instance UID."""
 

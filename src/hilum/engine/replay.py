@@ -130,6 +130,8 @@ def enter(book: Ledger, row: HeadRecord) -> Head | None:
         book.deleted(found.sequence, ledger.unpack_uids(row.payload))
     elif found.kind == packs.CONFLICT:
         book.conflict(found.sequence, row.payload)
+    elif found.kind == packs.PURGED:
+        book.purged(found.sequence, ledger.unpack_purged(row.payload))
     elif found.kind == packs.BAD_BLOB:
         book.bad_blobs(found.sequence)
     elif found.kind != packs.FOOTER:

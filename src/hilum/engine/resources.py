@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 from hilum.engine import record
 from hilum.engine.catalog import series_key_name
-from hilum.engine.frames import FrameReader
+from hilum.engine.frames import FrameReader, Spot
 from hilum.engine.header import UID_MAX
 from hilum.engine.index import U32, BlobPlace, Index, Snapshot, unpack_place
 from hilum.engine.packs import PackReader
 from hilum.engine.record import Head, Instance
 from hilum.errors import Corrupt, NotFound
 
+_FACTS = 72  # bytes of an instance's record up to its attributes, whatever the transfer syntax
 _UID = record.NUMBER_OF[0x00080018]
 _SERIES_UID = record.NUMBER_OF[0x0020000E]
 
@@ -39,8 +40,7 @@ def instances(index: Index, study: str, series: str = "", uid: str = "") -> list
     """
     with index.read() as snapshot:
         if uid:
-            _, value = _find_instance(snapshot, study, series, uid)
-            return [Resource(study, series, uid, record.unpack_instance(value))]
+            return [Resource(study, series, uid, _find_instance(snapshot, study, series, uid)[2])]
         prefix = _find_study(snapshot, study)
         if series:
             prefix = _find_series(snapshot, study, prefix, series)
@@ -76,7 +76,7 @@ class FrameReaders:
     """
 
     def __init__(
-        self, index: Index, packs: PackReader, read_head: Callable[[Instance], Head], count_max: int = 8192
+        self, index: Index, packs: PackReader, read_head: Callable[[Instance], Head], count_max: int = 4096
     ) -> None:
         self._index = index
         self._packs = packs
@@ -95,8 +95,7 @@ class FrameReaders:
         with self._index.read() as snapshot:
             # Keys are never used again, so the same record under the same key is the same instance.
             if kept is None or snapshot.get(b"instances", kept.key) != kept.value:
-                key, value = _find_instance(snapshot, study, series, uid)
-                instance = record.unpack_instance(value)
+                key, value, instance = _find_instance(snapshot, study, series, uid)
             else:
                 key, value, instance = kept.key, kept.value, kept.instance
             place = snapshot.get(b"places", instance.pixel_digest) if instance.pixel_digest else b""
@@ -107,6 +106,31 @@ class FrameReaders:
         if len(self._kept) > self._count_max:
             self._kept.pop(next(iter(self._kept)), None)
         return kept.instance, kept.reader
+
+    def mark(self, study: str, series: str, uid: str, index: int) -> Mark | None:
+        """What it takes to read a frame again at once, one that get() gave the reader of and that was read.
+
+        None if its bytes don't lie as they leave, or the reader is not kept any more.
+        """
+        kept = self._kept.get((study, series, uid))
+        spot = kept.reader.spot(index) if kept is not None else None
+        if kept is None or spot is None or kept.place is None:
+            return None
+        return Mark(kept.key, kept.value[:_FACTS], kept.instance.pixel_digest, kept.place, spot)
+
+    def read_marked(self, mark: Mark) -> bytes | None:
+        """The frame, None if it would have to be waited for, or if its instance is not what it was.
+
+        Raises:
+            Corrupt: the bytes on disk are not what came in.
+        """
+        with self._index.read() as snapshot:
+            value = snapshot.get(b"instances", mark.key)
+            if value is None or not value.startswith(mark.facts):
+                return None
+            if snapshot.get(b"places", mark.digest) != mark.place:
+                return None
+        return mark.spot.read_now(self._packs)
 
     def _reader(self, instance: Instance, place: bytes | None) -> FrameReader:
         known = unpack_place(place) if place else None
@@ -121,6 +145,16 @@ class FrameReaders:
             return found
 
         return FrameReader(instance, self._packs, find_blob, lambda: self._read_head(instance))
+
+
+class Mark(NamedTuple):
+    """A frame that can be read at once, as long as the index says the same of its instance."""
+
+    key: bytes
+    facts: bytes  # the begin of the instance's record, with a number that no other record ever has
+    digest: bytes
+    place: bytes  # the record of the pixels' place
+    spot: Spot
 
 
 class _Kept(NamedTuple):
@@ -146,9 +180,10 @@ def _find_series(snapshot: Snapshot, study: str, number: bytes, series: str) -> 
     return number + found
 
 
-def _find_instance(snapshot: Snapshot, study: str, series: str, uid: str) -> tuple[bytes, bytes]:
-    """Key and record of an instance."""
-    key = snapshot.get(b"sop_uids", _bytes_of(uid))
+def _find_instance(snapshot: Snapshot, study: str, series: str, uid: str) -> tuple[bytes, bytes, Instance]:
+    """Key and record of an instance, and what that says."""
+    name = _bytes_of(uid)
+    key = snapshot.get(b"sop_uids", name)
     if key is None:
         raise NotFound(f"no instance {uid[:80]!r} is stored")
     if not key.startswith(_find_series(snapshot, study, _find_study(snapshot, study), series)):
@@ -156,7 +191,10 @@ def _find_instance(snapshot: Snapshot, study: str, series: str, uid: str) -> tup
     value = snapshot.get(b"instances", key)
     if value is None:
         raise Corrupt(f"the index names {uid} but has no record of it; run: hilum rebuild")
-    return key, value
+    instance = record.unpack_instance(value)
+    if record.raw_of(instance.entries, _UID) != name:
+        raise Corrupt(f"the index has another instance in the place of {uid}; run: hilum rebuild")
+    return key, value, instance
 
 
 def _series_uid(snapshot: Snapshot, key: bytes) -> str:

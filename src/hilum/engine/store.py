@@ -20,7 +20,7 @@ from isal.isal_zlib import crc32
 
 from hilum.dicom import dictionary, json
 from hilum.dicom.dictionary import Path
-from hilum.engine import document, elements, prepare, query, record
+from hilum.engine import document, elements, header, prepare, query, record
 from hilum.engine.folder import Folder
 from hilum.engine.frames import BLOB_KINDS, FrameReader
 from hilum.engine.index import INDEX_VERSION, U64, BlobPlace, Index, Snapshot
@@ -613,7 +613,7 @@ def _ingested(prepared: Prepared, outcome: Outcome) -> Ingested:
 
 def locate_in(snapshot: Snapshot, uid: str) -> Located:
     try:
-        key = snapshot.get(b"sop_uids", uid.encode("ascii")) if uid else None
+        key = snapshot.get(b"sop_uids", uid.encode("ascii")) if 0 < len(uid) <= header.UID_MAX else None
     except UnicodeEncodeError:
         key = None
     if not key:

@@ -17,7 +17,7 @@ from hilum.engine.index import U32, PackState, Snapshot, pack_place
 from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK
 from hilum.engine.record import Head, Instance
 from hilum.engine.store import Store
-from hilum.errors import Corrupt, HilumError
+from hilum.errors import Corrupt, HilumError, StoreLocked
 
 
 class Problem(NamedTuple):
@@ -45,8 +45,18 @@ def verify(
     on_problem: Callable[[Problem], None],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verified:
-    """Check a store. `quick` reads heads but no blobs; `on_progress` gets bytes done and in all."""
-    return _Verify(store, quick, on_problem, on_progress).run(mark and not store.read_only)
+    """Check a store. `quick` reads heads but no blobs; `on_progress` gets bytes done and in all.
+
+    Raises:
+        StoreLocked: a compaction is at work, so that packs go while they are looked at.
+    """
+    away = store.folder.lock_compaction(shared=True)
+    if away is None:
+        raise StoreLocked(f"{store.path} is being compacted; verify it afterwards")
+    try:
+        return _Verify(store, quick, on_problem, on_progress).run(mark and not store.read_only)
+    finally:
+        os.close(away)
 
 
 class _Verify:
@@ -73,7 +83,7 @@ class _Verify:
 
     def run(self, mark: bool) -> Verified:
         with self._store.index.read() as snapshot:
-            states = snapshot.packs()
+            states = {n: state for n, state in snapshot.packs().items() if not state.dropped}
             files = {file.number: file for file in packs.list_packs(self._store.folder.packs)}
             self._total = sum(state.end for state in states.values())
             for number, state in sorted(states.items()):

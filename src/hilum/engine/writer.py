@@ -9,10 +9,11 @@ commits for all that wait at that moment, and nobody waits for a timer. Decodes 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from functools import partial
 from struct import Struct
@@ -25,7 +26,7 @@ from hilum.engine.folder import CommitLock, Folder
 from hilum.engine.index import BlobPlace, Change, Index, PackState, Snapshot
 from hilum.engine.ledger import Ledger, Verdict
 from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK, PackFile, PackReader, PackWriter, Place
-from hilum.engine.prepare import Blob, Prepared
+from hilum.engine.prepare import Blob, BlobSink, Prepared
 from hilum.engine.record import Instance
 from hilum.errors import Corrupt, HilumError, StoreBroken
 
@@ -94,6 +95,9 @@ class Writer:
         self._ready = False
         self._broken: BaseException | None = None
         self._sealed: dict[int, PackState] = {}  # sealed since the last commit
+        # Their locks are kept until a commit names them: a pack without a lock that no commit names is taken
+        # for one that a crash left, and cut or removed.
+        self._leaving: list[PackWriter | BlobSink] = []
         self._places: dict[bytes, Place] = {}  # of blobs appended since the last commit
         self._healed: dict[bytes, BlobPlace] = {}  # blobs among them whose place in the index is bad
         self._waiting: dict[bytes, bytes] = {}  # UID → identity of what has blobs among them
@@ -160,20 +164,50 @@ class Writer:
                 count += self._guard(partial(self._delete_batch, batch))
         return count
 
+    def purge(self, wanted: Sequence[tuple[int, bytes]]) -> int:
+        """Forget revisions or conflicts, (ledger.PURGED_..., SOP Instance UID) each; return how many went."""
+        count = 0
+        with self._lead:
+            self._folder.make_room()
+            self._prepare_to_write()
+            for begin in range(0, len(wanted), DELETE_BATCH):
+                batch = wanted[begin : begin + DELETE_BATCH]
+                count += self._guard(partial(self._purge_batch, batch))
+        return count
+
     def new_file_pack(self) -> packs.FilePackWriter:
         """A place for a value too large for memory."""
         with self._lead:
             self._prepare_to_write()
             with self._folder.commit_lock():
-                number = self._next_pack_number()
+                number = next_pack_number(self._folder, self._index)
                 return packs.FilePackWriter(self._folder.path, number, self._folder.uuid)
+
+    def rest(self) -> None:
+        """Give the packs up until the next write, unless something is staged in them: for a compaction."""
+        with self._lead:
+            if not self._places:
+                self.close()
+
+    def recover(self) -> None:
+        """Enter or cut whatever killed writers left, and what a killed compaction did."""
+        with self._lead, self._folder.commit_lock() as gate:
+            packs.sync_directory(self._folder.path)
+            packs.sync_directory(self._folder.packs)
+            self._recover_taken(gate)
 
     def close(self) -> None:
         with self._lead:
-            for pack in (self._bulk, self._head):
+            for pack in (self._bulk, self._head, *self._leaving):
                 if pack is not None:
                     pack.close()
             self._bulk = self._head = None
+            self._leaving.clear()
+            # What is staged is the next writer's to recover; so is a pack that nobody said is sealed.
+            self._sealed.clear()
+            self._places.clear()
+            self._healed.clear()
+            self._waiting.clear()
             self._ready = False
 
     # Groups.
@@ -251,6 +285,8 @@ class Writer:
                     continue
                 if policy == Policy.KEEP_FIRST and self._is_taken(snapshot, prepared):
                     continue  # will be refused: its bytes must not fill the store
+                if snapshot.condemned() and self._is_whole(snapshot, prepared):
+                    continue  # a duplicate: what it is made of is moved, not lost
                 self._waiting[prepared.uid] = prepared.identity
                 for blob in prepared.blobs:
                     if blob.place is None and len(blob.data) == blob.length:
@@ -261,13 +297,27 @@ class Writer:
     def _append_blob(self, snapshot: Snapshot, blob: Blob) -> None:
         if blob.digest in self._places:
             return
-        known = snapshot.place(blob.digest)
-        if known is not None:
-            if not known.bad:
-                return
-            self._healed[blob.digest] = known
+        if is_kept(snapshot, blob.digest):
+            return
+        self._note_healed(snapshot, blob.digest)
         self._places[blob.digest] = self._bulk_pack().append(
             packs.BLOB, blob.data, digest=blob.digest, crc=blob.crc
+        )
+
+    def _note_healed(self, snapshot: Snapshot, digest: bytes) -> None:
+        known = snapshot.place(digest)
+        if known is not None and known.bad:
+            self._healed[digest] = known
+
+    def _is_whole(self, snapshot: Snapshot, prepared: Prepared) -> bool:
+        """Whether the same object is stored, and nothing that it is made of is known to be bad."""
+        key = snapshot.get(b"sop_uids", prepared.uid)
+        value = snapshot.get(b"instances", key) if key is not None else None
+        if value is None or record.unpack_instance(value).identity != prepared.identity:
+            return False
+        places = [snapshot.place(blob.digest) for blob in prepared.blobs]
+        return snapshot.get(b"bad", prepared.uid) is None and all(
+            place is not None and not place.bad for place in places
         )
 
     def _is_taken(self, snapshot: Snapshot, prepared: Prepared) -> bool:
@@ -291,13 +341,12 @@ class Writer:
                 if blob.place is None:
                     continue
                 sink = next(sinks)
-                known = snapshot.place(blob.digest)
-                if blob.digest in self._places or (known is not None and not known.bad):
+                if blob.digest in self._places or is_kept(snapshot, blob.digest):
                     sink.discard()
                     continue
-                if known is not None:
-                    self._healed[blob.digest] = known
+                self._note_healed(snapshot, blob.digest)
                 place = self._places[blob.digest] = sink.finish()
+                self._leaving.append(sink)
                 self._sealed[place.container] = PackState(FILE_PACK, True, place.offset + place.length)
         prepared.sinks = []
 
@@ -357,10 +406,20 @@ class Writer:
         return outcomes, events, verdicts
 
     def _has_blobs(self, snapshot: Snapshot, prepared: Prepared) -> bool:
-        # Looked up again, inside the lock: a blob that was there when it was not appended may have gone.
-        return all(
-            blob.digest in self._places or snapshot.place(blob.digest) is not None for blob in prepared.blobs
-        )
+        # Looked up again, inside the lock: a blob that was there when it was not appended may have gone, or
+        # lie where a compaction drops what nobody names. What a stored object names it moves.
+        based = prepared.base is not None and self._is_stored(snapshot, *prepared.base)
+        for blob in prepared.blobs:
+            if blob.digest not in self._places:
+                place = snapshot.place(blob.digest) if based else snapshot.lasting_place(blob.digest)
+                if place is None:
+                    return False
+        return True
+
+    def _is_stored(self, snapshot: Snapshot, uid: bytes, sequence: int) -> bool:
+        key = snapshot.get(b"sop_uids", uid)
+        value = snapshot.get(b"instances", key) if key is not None else None
+        return value is not None and record.unpack_instance(value).sequence == sequence
 
     def _append_heads(
         self,
@@ -397,9 +456,7 @@ class Writer:
         return numbered
 
     def _append_state(self, kind: int, payload: bytes, sequence: int) -> None:
-        self._head_pack().append(
-            kind, payload, digest=_NO_DIGEST, crc=crc32(payload), sequence=sequence
-        )
+        self._head_pack().append(kind, payload, digest=_NO_DIGEST, crc=crc32(payload), sequence=sequence)
 
     def _enter(
         self,
@@ -458,6 +515,8 @@ class Writer:
                 book.bad_blobs(sequence + 1)
             book.finish()
             self._put_packs(change)
+        while self._leaving:
+            self._leaving.pop().close()
 
     def _put_packs(self, change: Change) -> None:
         for pack in (self._bulk, self._head):
@@ -495,6 +554,22 @@ class Writer:
                 change.put_pack(head.number, PackState(head.kind, False, head.end))
         return count
 
+    def _purge_batch(self, wanted: Sequence[tuple[int, bytes]]) -> int:
+        with self._folder.commit_lock() as gate:
+            self._recover_dead(gate)
+            with self._index.read() as snapshot:
+                last = max(snapshot.number(b"sequence"), gate.last_sequence())
+            gate.note_sequence(last + 1)
+            self._append_state(packs.PURGED, ledger.pack_purged(wanted), last + 1)
+            self._head_pack().sync()
+            with self._index.write() as change:
+                book = Ledger(change, self._read_upper)
+                count = book.purged(last + 1, wanted)
+                book.finish()
+                head = self._head_pack()
+                change.put_pack(head.number, PackState(head.kind, False, head.end))
+        return count
+
     # Packs.
 
     def _bulk_pack(self) -> PackWriter:
@@ -509,17 +584,7 @@ class Writer:
         return self._head
 
     def _new_pack(self, kind: int) -> PackWriter:
-        return PackWriter.create(self._folder.packs, self._next_pack_number(), kind, self._folder.uuid)
-
-    def _next_pack_number(self) -> int:
-        """A number that no pack has or had. The caller holds the commit lock."""
-        numbers = [file.number for file in packs.list_packs(self._folder.packs)]
-        numbers += [file.number for file in packs.list_packs(self._folder.spool)]
-        with self._index.read() as snapshot:
-            highest = max([snapshot.number(b"last_pack"), *numbers], default=0)
-        with self._index.write() as change:
-            change.set_number(b"last_pack", highest + 1)
-        return highest + 1
+        return new_pack(self._folder, self._index, kind)
 
     def _roll(self, pack: PackWriter) -> None:
         """Seal a pack that is full; the next commit says so."""
@@ -527,7 +592,7 @@ class Writer:
             return
         pack.seal()
         self._sealed[pack.number] = PackState(pack.kind, True, pack.end)
-        pack.close()
+        self._leaving.append(pack)
         if pack is self._bulk:
             self._bulk = None
         else:
@@ -553,6 +618,7 @@ class Writer:
             # Whoever was killed may have left names that were never synced; what follows relies on them.
             packs.sync_directory(self._folder.path)
             packs.sync_directory(self._folder.packs)
+            end_compaction(self._folder, self._index)
             taken = _take_unsealed(self._folder, self._index)
             try:
                 if any(pack.size > pack.end for pack in taken):
@@ -581,6 +647,9 @@ class Writer:
         with self._index.read() as snapshot:
             if gate.last_sequence() <= snapshot.number(b"sequence"):
                 return
+        self._recover_taken(gate)
+
+    def _recover_taken(self, gate: CommitLock) -> None:
         taken = _take_unsealed(self._folder, self._index)
         try:
             self._recover(gate, taken)
@@ -623,8 +692,7 @@ class Writer:
         with self._index.write() as change:
             book = Ledger(change, self._read_upper)
             for digest, place in blobs.items():
-                known = change.place(digest)
-                if known is None or known.bad:
+                if not is_kept(change, digest):
                     book.blob(digest, place.container, place.offset, place.length)
             for row in rows:
                 replay.enter(book, row)
@@ -645,7 +713,83 @@ class Writer:
         except HilumError:
             return False  # nobody was told of it, and a store that can't be opened helps nobody
         holes = head.holes
-        return all(hole.digest in blobs or snapshot.place(hole.digest) is not None for hole in holes)
+        return all(hole.digest in blobs or snapshot.lasting_place(hole.digest) is not None for hole in holes)
+
+
+def is_kept(snapshot: Snapshot, digest: bytes) -> bool:
+    """Whether a blob need not be appended again: it is there, not known to be bad, and will stay."""
+    place = snapshot.lasting_place(digest)
+    return place is not None and not place.bad
+
+
+def next_pack_number(folder: Folder, index: Index) -> int:
+    """A number that no pack has or had. The caller holds the commit lock."""
+    numbers = [file.number for file in packs.list_packs(folder.packs)]
+    numbers += [file.number for file in packs.list_packs(folder.spool)]
+    with index.read() as snapshot:
+        highest = max([snapshot.number(b"last_pack"), *numbers], default=0)
+    with index.write() as change:
+        change.set_number(b"last_pack", highest + 1)
+    return highest + 1
+
+
+def new_pack(folder: Folder, index: Index, kind: int) -> PackWriter:
+    """A new pack. The caller holds the commit lock, so that nobody takes it for one that was left."""
+    return PackWriter.create(folder.packs, next_pack_number(folder, index), kind, folder.uuid)
+
+
+def end_compaction(folder: Folder, index: Index) -> None:
+    """Finish what a killed compaction began, if none is at work. The caller holds the commit lock.
+
+    What it condemned may be relied on again, as far as it is still there; what it dropped goes.
+    """
+    with index.read() as snapshot:
+        if not any(state.condemned or state.dropped for state in snapshot.packs().values()):
+            return
+    fd = folder.lock_compaction()
+    if fd is None:
+        return
+    try:
+        finish_compaction(folder, index)
+    finally:
+        os.close(fd)
+
+
+def finish_compaction(folder: Folder, index: Index) -> None:
+    """The same for whoever holds the lock of compaction too."""
+    with index.write() as change:
+        spare(change, change.condemned())
+    remove_dropped(folder, index)
+
+
+def spare(change: Change, numbers: Iterable[int]) -> None:
+    """Let packs be condemned no more."""
+    states = change.packs()
+    gone = set(numbers)
+    for number in gone:
+        if number in states:
+            change.put_pack(number, states[number]._replace(condemned=False))
+    change.condemn(change.condemned() - gone)
+
+
+def remove_dropped(folder: Folder, index: Index) -> int:
+    """Remove the files of dropped packs, durably, then their states; return how many.
+
+    The caller holds the commit lock and that of compaction.
+    """
+    with index.read() as snapshot:
+        dropped = {number: state for number, state in snapshot.packs().items() if state.dropped}
+    if not dropped:
+        return 0
+    for number, state in dropped.items():
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder.packs, packs.pack_name(number, state.kind)))
+    # Without this a power loss could bring a pack back that a later compaction took for gone.
+    packs.sync_directory(folder.packs)
+    with index.write() as change:
+        for number in dropped:
+            change.drop_pack(number)
+    return len(dropped)
 
 
 class _Unsealed:
@@ -684,7 +828,9 @@ def _take_unsealed(folder: Folder, index: Index) -> list[_Unsealed]:
     taken = []
     for file in packs.list_packs(folder.packs):
         state = states.get(file.number)
-        if file.kind not in (HEAD_PACK, BULK_PACK) or (state is not None and state.sealed):
+        if file.kind not in (HEAD_PACK, BULK_PACK):
+            continue
+        if state is not None and (state.sealed or state.condemned or state.dropped):
             continue
         fd = packs.open_for_writing(file)
         if fd is None:

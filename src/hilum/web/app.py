@@ -61,7 +61,8 @@ _GZIP_BYTES_MIN = 1024
 _GZIP_ON_THREAD = 256 << 10
 _GZIP_LEVEL = 1
 _PACKED = re.compile(rb"application/(?:[a-z.-]+\+)?(?:json|xml)|text/(?!event-stream)|image/svg\+xml", re.I)
-_PAGE = re.compile(rb"text/html|(?:text|application)/javascript", re.I)
+# What a page isolated by COEP takes in only if it is isolated too; a PDF is a page to a browser.
+_PAGE = re.compile(rb"text/html|application/pdf|(?:text|application)/javascript", re.I)
 
 _BODILESS = frozenset(("GET", "HEAD", "OPTIONS", "DELETE"))
 

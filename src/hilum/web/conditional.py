@@ -37,6 +37,11 @@ class Asked(NamedTuple):
     range: bytes = b""
     if_range: bytes = b""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the whole is wanted, whatever the client has."""
+        return not (self.range or self.if_none_match)
+
     def holds(self, etag: bytes) -> bool:
         """Whether the client has this representation already: the answer is 304 then."""
         return bool(self.if_none_match) and _names(self.if_none_match, etag)

@@ -201,7 +201,7 @@ def inner_of(media: MediaRange) -> tuple[bool, str]:
     """
     if media.type == "multipart":
         name = media.params.get("type", "*/*").lower() or "*/*"
-        return True, _ALIASES.get(name, name) if "/" in name else "*/*"
+        return True, _ALIASES.get(name, name)
     if media.type == "*":
         return True, "*/*"
     return False, _ALIASES.get(media.name, media.name)

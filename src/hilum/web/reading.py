@@ -26,7 +26,7 @@ from hilum.web import media
 from hilum.web.context import Context
 from hilum.web.errors import TooMany
 
-_READERS: WeakKeyDictionary[Context, FrameReaders] = WeakKeyDictionary()
+_READERS: WeakKeyDictionary[Context, FrameReaders] = WeakKeyDictionary()  # those of each application
 
 
 def readers_of(context: Context) -> FrameReaders:
@@ -101,7 +101,7 @@ class Frames:
         self._identity = instance.identity
         self._source = syntax_of(instance)
         self._target = target
-        self._is_stored = as_stored(self._source, target)
+        self.is_stored = as_stored(self._source, target)
 
     async def one(self, index: int) -> bytes:
         """A frame by its index, from 0.
@@ -113,7 +113,7 @@ class Frames:
             Corrupt: the bytes on disk are not what came in.
             Busy: too many wait to be decoded.
         """
-        if self._is_stored:
+        if self.is_stored:
             data = self._reader.read_now(index)
             return data if data is not None else await self._context.run(self._reader.read, index)
         if not can_convert(self._source, self._target):
@@ -138,7 +138,7 @@ class Frames:
 
     def many(self, indexes: Iterable[int]) -> Iterator[bytes]:
         """Frames in their order, for a thread: it waits for the disk and for the workers."""
-        if self._is_stored:
+        if self.is_stored:
             return map(self._reader.read, indexes)
         layout, source, target = self._reader.layout, self._source, self._target
         if transcode.is_quick(source, target):

@@ -44,8 +44,6 @@ def serve(
     settings: Settings,
     ready: Callable[[str], None],
     say: Callable[[str], None] = lambda words: None,
-    *,
-    create: bool = False,
 ) -> None:
     """Serve until SIGTERM or SIGINT. `ready` gets the address, once requests are answered there; `say` gets
     words before that, where something takes long.
@@ -53,12 +51,12 @@ def serve(
     What is under way is finished, within limits.stop_seconds; new connections are refused meanwhile.
 
     Raises:
-        StoreMissing: there is no store, and `create` is False.
+        StoreMissing: there is no store.
         StoreLocked: it is being rebuilt.
         BadQuery, StoreMissing: the file of users is damaged or not there.
         BadQuery, Unsupported: the viewer is no folder, or can't be fetched.
     """
-    with api.open(settings.store, create=create):
+    with api.open(settings.store):
         pass  # what is wrong with it is said here, once, and not by each worker
     viewer.prepare(settings.viewer, say)
     listener = listen(settings)

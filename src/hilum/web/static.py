@@ -110,7 +110,8 @@ class Folder:
             BadPath: there is none.
         """
         context = context_of(request)
-        takes_packed = "gzip" in request.headers.get("accept-encoding", "")
+        codings = request.headers.get("accept-encoding", "").replace(" ", "")
+        takes_packed = "gzip" in codings and "gzip;q=0" not in codings
         file = await context.run(self.find, path, takes_packed=takes_packed)
         if asked_of(request.scope["headers"]).holds(file.etag):
             kept = [(name, value) for name, value in file.headers() if name in _KEPT_BY_304]

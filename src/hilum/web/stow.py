@@ -19,6 +19,7 @@ import re
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
+from urllib.parse import quote
 
 import orjson
 from starlette.requests import Request
@@ -467,7 +468,7 @@ def report(items: Sequence[Item], base: str) -> dict[str, Any]:
     what the module demands.
     """
     studies = {item.study for item in items if item.is_stored}
-    url = f"{base}/studies/{min(studies)}" if len(studies) == 1 else ""
+    url = f"{base}/studies/{quote(min(studies), safe='')}" if len(studies) == 1 else ""
     document: dict[str, Any] = {"00081190": _url(url)}
     for tag, members in (
         ("00081198", [item for item in items if not item.is_stored and item.uid]),
@@ -487,7 +488,8 @@ def _report_item(item: Item, base: str) -> dict[str, Any]:
         found["00081150"] = {"vr": "UI", "Value": [item.sop_class]} if item.sop_class else {"vr": "UI"}
         found["00081155"] = {"vr": "UI", "Value": [item.uid]}
     if item.is_stored:
-        found["00081190"] = _url(f"{base}/studies/{item.study}/series/{item.series}/instances/{item.uid}")
+        study, series, uid = (quote(name, safe="") for name in (item.study, item.series, item.uid))
+        found["00081190"] = _url(f"{base}/studies/{study}/series/{series}/instances/{uid}")
         if item.warning:
             found["00081196"] = {"vr": "US", "Value": [item.warning]}
     else:

@@ -45,12 +45,20 @@ function queryOf(found) {
     let value = (found.get(key) ?? "").trim();
     if (!value) continue;
     if (key === "ModalitiesInStudy") value = value.toUpperCase();
-    else if (!/[*?]/.test(value)) value = key === "PatientName" ? `*${value}*` : `${value}*`;
+    else if (key === "PatientName") value = nameQuery(value);
+    else if (!/[*?]/.test(value)) value = `${value}*`;
     query.set(key, value);
   }
   const [from, to] = ["from", "to"].map((key) => (found.get(key) ?? "").replaceAll("-", ""));
   if (from || to) query.set("StudyDate", from === to ? from : `${from}-${to}`);
   return query;
+}
+
+/** "smith, jo" is how names are shown: the family name and what is given begin with these. */
+function nameQuery(text) {
+  if (/[*?^]/.test(text)) return text;
+  const parts = text.split(",").map((part) => part.trim());
+  return parts.length > 1 ? parts.map((part) => `${part}*`).join("^") : `*${text}*`;
 }
 
 function go(changes) {

@@ -1,0 +1,1 @@
+"""DIMSE: the store as a DICOM node. Parses the request, makes one engine call, streams the answer."""
