@@ -26,7 +26,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet install
 SOURCES = setup.py pyproject.toml $(wildcard src/*.pyx src/*.pxi)
 
 # Debian's packages, and a program of each by which it is known.
-PEERS = dcmtk orthanc dicom3tools chromium npm
+PEERS = dcmtk orthanc orthanc-dicomweb dicom3tools chromium npm
 PEER_PROGRAMS = dcmdump Orthanc dcdump chromium npm
 
 .PHONY: demo test peers fuzz bench clean
@@ -57,6 +57,7 @@ test: .venv/tools
 peers: .venv/peers
 	@missing=; for program in $(PEER_PROGRAMS); do \
 		PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	ls /usr/share/orthanc/plugins/*DicomWeb* >/dev/null 2>&1 || missing="$$missing orthanc-dicomweb"; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get -qq update && \

@@ -350,7 +350,7 @@ def ct_series(number: int, count: int, *, pixels: int = SMALL_PIXELS, series: in
 
 
 def ct_picture(number: int) -> bytes:
-    """512 x 512 pixels of 16 bits: soft shapes and noise, as codecs like them; 1,024 is the value of water."""
+    """512 x 512 pixels of 16 bits: soft shapes and noise, as codecs like them. Water is 1,024."""
     import numpy as np
 
     dice = np.random.default_rng(number)
@@ -579,7 +579,7 @@ _NATIVE_MAX = 4 * 10**9  # bytes of native pixels; a value has less than 2**32
 
 
 class Large(NamedTuple):
-    """An object that is made piece by piece, as long as one likes; its blocks are unlike those of all others."""
+    """An object that is made piece by piece, as long as one likes. No two blocks of such are the same."""
 
     number: int
     head: bytes

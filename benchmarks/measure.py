@@ -183,7 +183,8 @@ class Sampler(threading.Thread):
 def resident(pid: int) -> Memory:
     """Memory of a process and all below it at this moment."""
     processes = _family(pid)
-    return Memory(*map(sum, zip(*map(_resident, processes), strict=True)), sum(map(_mapped, processes)))
+    anonymous, shared = map(sum, zip(*map(_resident, processes), strict=True))
+    return Memory(anonymous, shared, min(shared, sum(map(_mapped, processes))))
 
 
 def processor(pid: int) -> float:

@@ -42,7 +42,9 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 listener = socket.create_server(("127.0.0.1", 0))
-config = uvicorn.Config(app, loop="uvloop", http="httptools", lifespan="off", access_log=False, log_level="error")
+config = uvicorn.Config(
+    app, loop="uvloop", http="httptools", lifespan="off", access_log=False, log_level="error"
+)
 print(json.dumps({"url": "http://127.0.0.1:%d" % listener.getsockname()[1]}), flush=True)
 uvicorn.Server(config).run(sockets=[listener])
 """
@@ -83,7 +85,8 @@ def bare_uvicorn(body: bytes, length: int = 0) -> Iterator[Server]:
 def _running(command: list[str], given: bytes) -> Iterator[Server]:
     """A server in a process of its own; the first line that it prints has its address."""
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             process.stdin.write(given)
             process.stdin.close()

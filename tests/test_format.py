@@ -25,7 +25,7 @@ import pytest
 
 import hilum
 from hilum import _fastparse
-from hilum.engine import index, packs, prepare, record, verify, writer
+from hilum.engine import index, ledger, packs, prepare, record, verify, writer
 from hilum.engine.writer import Policy, Result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,6 +177,7 @@ def test_the_page_has_every_kind_flag_and_version():
     wanted = {f"packs.{name}" for name in kinds[1].split(", ")}
     wanted |= {f"record.{name}" for name in re.findall(r"^(\w+) =", flags[1], re.MULTILINE)}
     wanted |= {f"ledger.{name}" for name in changes[1].split(", ")}
+    wanted |= {f"index.{name}" for name in re.findall(r"^(PACK_\w+) = \d", text["index"], re.MULTILINE)}
     wanted |= {f"writer.Result.{result.name}" for result in Result}
     wanted |= {
         f"{module}.{name}"
@@ -231,10 +232,10 @@ GOLDEN: dict[str, tuple[int, str]] = {
     "packs/00000002.head": (4728, "3db00851a256163124b53e658c0f6f6ece56458c7eaf49d39b5ca7ecf1c07b76"),
     "packs/00000003.bulk": (602536, "69905ed9123b627b55f206f7c7a601022834f9fe29d2daa81b321bdcb7a78728"),
     "packs/00000004.file": (5128, "4cbef2953f31e7ed7f0a889147fae500d3aff3c36c23a2cb754de02b60fb3b91"),
-    "packs/00000005.head": (872, "82ca1061c5f229b426daed55c5e7f1cb95ab7319dddc943018949b2e9331f460"),
+    "packs/00000005.head": (952, "467b9732caaad24d5f1d4b54803903ffa51e21e4d7396b5f0d9b898b6973f7ac"),
     "packs/00000006.bulk": (2176, "728247fed400f090e86bc0cc553b45fad4e9f25fe725046e757ecf67a05d1b47"),
-    "index/meta": (8, "4a6e0f3f339109b298506638399a188fa0037178662f4135c03bb74ca9943f34"),
-    "index/packs": (6, "3192154bb3e775f9419e941a7f34a1e1a3da0d4b35e1edf9439d91e8e745f421"),
+    "index/meta": (8, "dc148576e5bcd0604265e46335477c0250fca790387eb4369ce844d15097ea1f"),
+    "index/packs": (6, "12ff3f2db38541f12f20880ecdcfea0cd576e7b03744badfc1a250be9452c251"),
     "index/patients": (1, "82b57746808d5fff52d01ec9ff5cfdcf3bdb5b81ad57bfaf0f1dd8603dc22d99"),
     "index/patient_ids": (1, "d43ced29b06a375d5a59f95ce068cb02b6465d2158be4882940cc7b4f42ffba4"),
     "index/patient_studies": (1, "4b5cc63cc86f7856df6f085ae2d08bed6e00d49e9c876bad93fd26afec2ffeb5"),
@@ -337,6 +338,7 @@ def _make_store(path: Path, tmp_path: Path) -> None:
         large.write_bytes(_object(6, _native(6, 5000)))
         assert store.ingest(large, source="large").result == Result.STORED  # a file pack
         assert store.delete("instances", {"SOPInstanceUID": "2.25.1.4"}) == 1
+        assert store.writer.purge([(ledger.PURGED_CONFLICTS, b"2.25.1.4")]) == 0
     _spoil(path, bytes((1 + at) & 0xFF for at in range(2048)))
     with hilum.open(path) as store:
         found: list[verify.Problem] = []
@@ -392,7 +394,7 @@ def test_golden_bytes_of_a_small_store(tmp_path, monkeypatch, frozen):
     found = _hashes(tmp_path / "store")
 
     assert _kinds_in(tmp_path / "store") == {
-        packs.STORED, packs.DELETED, packs.CONFLICT, packs.BLOB, packs.BAD_BLOB, packs.FOOTER
+        packs.STORED, packs.DELETED, packs.CONFLICT, packs.BLOB, packs.BAD_BLOB, packs.PURGED, packs.FOOTER
     }  # fmt: skip
     empty = {name for name, (size, _) in found.items() if name.startswith("index/") and not size}
     assert empty == {"index/bad", "index/journal"}

@@ -98,7 +98,9 @@ def test_without_json_it_prints_one_line_for_people(store):
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
 
-    assert re.fullmatch(r"Hilum serves .*store at http://127\.0\.0\.1:\d+/dicom-web\n", line)
+    assert re.fullmatch(
+        r"Hilum serves .*store at (http://127\.0\.0\.1:\d+)/, DICOMweb at \1/dicom-web\n", line
+    )
     assert rest == ""
     assert process.returncode == 0
 

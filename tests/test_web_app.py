@@ -68,7 +68,9 @@ def test_every_error_of_the_tree_has_a_status_of_its_own():
     tree = {kind for kind in ours if kind.__module__ in ("hilum.errors", "hilum.web.errors")}
 
     assert tree == set(errors.STATUS)
-    for kind in ours - tree:  # one handler's own
+    for kind in ours - tree:
+        if not kind.__module__.startswith(("hilum.web.", "hilum.engine.", "hilum.pixels.")):
+            continue  # of a front end beside this one, whose errors never come here
         named = next(one for one in kind.__mro__ if one in errors.STATUS)
         assert named not in (engine_errors.RequestFault, engine_errors.StoreFault), kind
 

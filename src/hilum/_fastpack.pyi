@@ -39,7 +39,6 @@ def pack_instance(
     spelt_syntax: bytes,
     entries: bytes,
 ) -> bytes: ...
-
 def record_header(salt: int, kind: int, length: int, sequence: int, digest: bytes, crc: int) -> bytes: ...
 
 class RecordQueue:

@@ -28,6 +28,8 @@ COMMANDS = {
     "delete": ("delete", "Delete patients, studies, series or instances."),
     "stats": ("stats", "Count what is stored, and the bytes it takes."),
     "verify": ("verify", "Prove stored bytes and index against each other."),
+    "compact": ("compact", "Give back the space of what is gone."),
+    "purge": ("purge", "Forget older revisions."),
     "rebuild": ("rebuild", "Make the index anew, from the packs alone."),
 }
 

@@ -28,7 +28,7 @@ def opened(
     if peer.host:
         from hilum.dimse.asking import Finder
 
-        caller = targets.caller_of(target, peer, settings, call, answer_seconds=60.0)
+        caller = targets.caller_of(target, peer, settings, call)
         with Finder(caller, fuzzy=fuzzy, timezone=timezone) as finder:
             yield finder
         return

@@ -32,9 +32,15 @@ def place_options(command: F) -> F:
     )(command)
     command = click.option("--again", is_flag=True, help="Fetch also what is here already.")(command)
     command = click.option(
-        "--jobs", type=click.IntRange(min=1, max=64), default=1, show_default=True, help="Connections at once."
+        "--jobs",
+        type=click.IntRange(min=1, max=64),
+        default=1,
+        show_default=True,
+        help="Connections at once.",
     )(command)
-    return click.option("--dir", "folder", metavar="FOLDER", help="Write files there, not into the store.")(command)
+    return click.option("--dir", "folder", metavar="FOLDER", help="Write files there, not into the store.")(
+        command
+    )
 
 
 @contextmanager

@@ -184,7 +184,7 @@ def _remote(
                 for path in wanted.paths
             ]
             yield dict(sorted(row.items())), line
-        found.close()  # the archive is told to stop
+        found.close()
         _warn(archive.warnings)
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 @click.command("move")
 @click.argument("target")
 @click.argument("pairs", nargs=-1, required=True, metavar="KEY=VALUE...")
-@click.option("--to", "destination", required=True, metavar="NAME", help="A peer, or an AE title that TARGET knows.")
+@click.option(
+    "--to", "destination", required=True, metavar="NAME", help="A peer, or an AE title that TARGET knows."
+)
 @targets.node_options
 @common.common_options
 def command(
@@ -108,7 +110,7 @@ class _Shown(NamedTuple):
     bar: common.Progress
     begin: float
     number: int  # of those before
-    count: int
+    of: int
     sent: int  # by those before
 
     def update(self, found: Progress) -> None:
@@ -117,8 +119,8 @@ class _Shown(NamedTuple):
         left = f", {found.remaining:,} left" if found.remaining is not None else ""
         part = done / (done + (found.remaining or 0)) if done else 0.0
         rate = sent / (time.monotonic() - self.begin)
-        text = f"{self.number + 1:,} of {self.count:,} requests, {sent:,} instances{left}, {rate:,.0f}/s"
-        self.bar.update(self.number + part, self.count, text)
+        text = f"{self.number + 1:,} of {self.of:,} requests, {sent:,} instances{left}, {rate:,.0f}/s"
+        self.bar.update(self.number + part, self.of, text)
 
 
 def _say(progress: common.Progress, name: str, words: str, as_json: bool) -> None:

@@ -65,7 +65,7 @@ def command(
         from hilum.dimse import scu  # noqa: F401
         from hilum.remote import qido  # noqa: F401
     with ThreadPoolExecutor(min(_AT_ONCE, len(asked))) as pool:
-        found = list(pool.map(lambda one: _test(*one, settings, call, no_test=no_test), asked))
+        found = list(pool.map(lambda one: _test(one, settings, call, no_test=no_test), asked))
     if as_json:
         for one in found:
             common.print_json(one._asdict())
@@ -83,9 +83,8 @@ def _kinds(peer: Peer) -> list[str]:
     return [kind for kind, there in (("DIMSE", peer.host), ("DICOMweb", peer.url)) if there]
 
 
-def _test(
-    name: str, peer: Peer, kind: str, settings: Settings, call: targets.Call, *, no_test: bool
-) -> _Tested:
+def _test(one: tuple[str, Peer, str], settings: Settings, call: targets.Call, *, no_test: bool) -> _Tested:
+    name, peer, kind = one
     address = f"{peer.title}@{peer.host}:{peer.port}" if kind == "DIMSE" else peer.url
     if no_test:
         return _Tested(name, kind, address, None, 0.0, "")
@@ -100,7 +99,7 @@ def _test(
 def _echo(name: str, peer: Peer, settings: Settings, call: targets.Call) -> str:
     from hilum.dimse import scu
 
-    found = scu.echo(targets.caller_of(name, peer, settings, call, answer_seconds=_SECONDS))
+    found = scu.echo(targets.caller_of(name, peer, settings, call))
     return f"{found.implementation}{', ' + found.tls if found.tls else ''}"
 
 

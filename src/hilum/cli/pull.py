@@ -30,7 +30,8 @@ def command(
     """Fetch from a DICOMweb server (QIDO-RS, then WADO-RS), into the store or a folder.
 
     PEER is a name in hilum.toml, or a URL. The keys say what: all studies of a patient, a list of studies,
-    some series or instances. Objects come as they are stored there; what is here already is not fetched again.
+    some series or instances. Objects come as they are stored there; what is here already is not fetched
+    again.
 
     The password is that of hilum.toml, $HILUM_PEERS_NAME_PASSWORD or $HILUM_PASSWORD; else it is asked for.
 

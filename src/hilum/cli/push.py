@@ -28,9 +28,9 @@ def command(
 ) -> int:
     """Send to a DICOMweb server (STOW-RS): files and folders, or what is stored here.
 
-    PEER is a name in hilum.toml, or a URL. With paths these are sent, with keys beside them only what matches;
-    with keys alone what is stored and matches; with --all all that is stored. Files go as they are. Run it
-    again after an interruption: what the server has taken is not sent twice.
+    PEER is a name in hilum.toml, or a URL. With paths these are sent, with keys beside them only what
+    matches; with keys alone what is stored and matches; with --all all that is stored. Files go as they
+    are. Run it again after an interruption: what the server has taken is not sent twice.
 
     The password is that of hilum.toml, $HILUM_PEERS_NAME_PASSWORD or $HILUM_PASSWORD; else it is asked for.
 

@@ -22,10 +22,16 @@ F = TypeVar("F", bound=Callable[..., object])
 
 def selection_options(command: F) -> F:
     """--all, --again and --jobs."""
-    command = click.option("--again", is_flag=True, help="Send also what was taken in an earlier run.")(command)
+    command = click.option("--again", is_flag=True, help="Send also what was taken in an earlier run.")(
+        command
+    )
     command = click.option("--all", "everything", is_flag=True, help="All that is stored.")(command)
     return click.option(
-        "--jobs", type=click.IntRange(min=1, max=64), default=1, show_default=True, help="Connections at once."
+        "--jobs",
+        type=click.IntRange(min=1, max=64),
+        default=1,
+        show_default=True,
+        help="Connections at once.",
     )(command)
 
 
@@ -62,7 +68,9 @@ def send(
         status = f"0x{event.status:04X}, " if event.status is not None else ""
         if as_json:
             found = {event.kind: event.uid or event.name, "path": event.name, "reason": event.words}
-            common.print_json(found | ({"status": f"0x{event.status:04X}"} if event.status is not None else {}))
+            common.print_json(
+                found | ({"status": f"0x{event.status:04X}"} if event.status is not None else {})
+            )
         elif event.kind == "failed" or verbose:
             progress.say(f"{event.name}: {event.kind}: {status}{event.words}")
 
@@ -113,7 +121,12 @@ def _report(
     counts = done.counts
     passed_over = getattr(source, "passed_over", 0)
     if as_json:
-        found = {**counts._asdict(), "not_dicom": passed_over, "unsent": done.unsent, "seconds": round(seconds, 3)}
+        found = {
+            **counts._asdict(),
+            "not_dicom": passed_over,
+            "unsent": done.unsent,
+            "seconds": round(seconds, 3),
+        }
         common.print_json(found | ({"reason": str(failure)} if failure is not None else {}))
     else:
         rate = counts.sent / seconds if seconds else 0

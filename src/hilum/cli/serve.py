@@ -84,6 +84,9 @@ def command(
     if not wanted.http.listen and not wanted.dimse.listen:
         raise click.UsageError("neither HTTP nor DIMSE is to be served: give --http or --dicom")
     _ensure_store(wanted.store, create=create)
+    host = wanted.http.listen and settings.parse_listen(wanted.http.listen)[0]
+    if host and host not in ("127.0.0.1", "::1", "localhost") and wanted.auth.method == "none":
+        click.echo(f"whoever reaches {host} can read all of it: see auth.method in hilum init", err=True)
     with _dimse(wanted) as node:
         said = {"dicom": node} if node else {}
         if not wanted.http.listen:
@@ -95,8 +98,8 @@ def command(
 
         def ready(url: str) -> None:
             document = {"url": url, "dicomweb": f"{url}{ROOT}", "store": wanted.store, **said}
-            beside = f" and {node}" if node else ""
-            _say(as_json, document, f"Hilum serves {wanted.store} at {url}{ROOT}{beside}")
+            beside = f", DIMSE at {node}" if node else ""
+            _say(as_json, document, f"Hilum serves {wanted.store} at {url}/, DICOMweb at {url}{ROOT}{beside}")
 
         server.serve(wanted, ready, lambda words: click.echo(words, err=True))
 

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -36,7 +37,9 @@ class Call(NamedTuple):
 
 def node_options(command: F) -> F:
     """--aet, --timeout, --tls and --config, of commands that speak to DICOM nodes."""
-    command = click.option("--config", metavar="FILE", help="Settings with known peers; see hilum init.")(command)
+    command = click.option("--config", metavar="FILE", help="Settings with known peers; see hilum init.")(
+        command
+    )
     command = click.option(
         "--timeout", "seconds", type=click.FloatRange(min=0.1), help="Seconds to wait for each answer."
     )(command)
@@ -46,7 +49,9 @@ def node_options(command: F) -> F:
 
 def web_options(command: F) -> F:
     """--user, --timeout and --config, of commands that speak to DICOMweb servers."""
-    command = click.option("--config", metavar="FILE", help="Settings with known peers; see hilum init.")(command)
+    command = click.option("--config", metavar="FILE", help="Settings with known peers; see hilum init.")(
+        command
+    )
     command = click.option(
         "--timeout", "seconds", type=click.FloatRange(min=0.1), help="Seconds to wait for each answer."
     )(command)
@@ -73,7 +78,10 @@ def peer_of(word: str, settings: Settings, *, tls: bool = False) -> Peer:
     if known is not None:
         return known
     if word.startswith(("http://", "https://")):
-        return Peer(url=word)
+        parts = urlsplit(word)
+        if parts.password:
+            raise BadQuery("no password in a URL: set $HILUM_PASSWORD, or it is asked for")
+        return Peer(url=word, user=parts.username or "")
     found = _ADDRESS.fullmatch(word)
     if found is None or not 0 < int(found["port"]) <= 0xFFFF:
         names = f" ({', '.join(settings.peers)})" if settings.peers else ""
@@ -81,7 +89,7 @@ def peer_of(word: str, settings: Settings, *, tls: bool = False) -> Peer:
     return Peer(title=found["title"], host=found["host"].strip("[]"), port=int(found["port"]), tls=tls)
 
 
-def caller(word: str, call: Call, *, answer_seconds: float = 60.0) -> Caller:
+def caller(word: str, call: Call, *, answer_seconds: float = 0.0) -> Caller:
     """Who calls a DICOM node.
 
     Raises:
@@ -94,7 +102,10 @@ def caller(word: str, call: Call, *, answer_seconds: float = 60.0) -> Caller:
     return caller_of(word, peer, settings, call, answer_seconds=answer_seconds)
 
 
-def caller_of(name: str, peer: Peer, settings: Settings, call: Call, *, answer_seconds: float) -> Caller:
+def caller_of(
+    name: str, peer: Peer, settings: Settings, call: Call, *, answer_seconds: float = 0.0
+) -> Caller:
+    """Who calls a DICOM node; its answers may take `answer_seconds` at least, where nobody says how long."""
     from hilum.dimse import options
     from hilum.dimse.scu import Caller
 
@@ -102,7 +113,7 @@ def caller_of(name: str, peer: Peer, settings: Settings, call: Call, *, answer_s
     ours = options.options_of(
         settings,
         title=call.title or dimse.title,
-        answer_seconds=call.seconds or answer_seconds,
+        answer_seconds=call.seconds or max(dimse.answer_seconds, answer_seconds),
         artim_seconds=call.seconds or dimse.artim_seconds,
         connect_seconds=min(dimse.connect_seconds, call.seconds or dimse.connect_seconds),
     )

@@ -52,8 +52,8 @@ def _person_name(text: str) -> dict[str, str] | None:
 
 
 def text_of(attribute: Mapping[str, Any] | None) -> str:
-    """Return the values of an attribute object as a key has them: joined by backslashes, the groups of a name by
-    equals signs."""
+    """Return the values of an attribute object as a key has them: joined by backslashes, the groups of a
+    name by equals signs."""
     if attribute is None:
         return ""
     return "\\".join(map(_text, attribute.get("Value", ())))

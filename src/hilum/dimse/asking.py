@@ -20,7 +20,7 @@ from hilum.dimse.command import Command, Field, Status
 from hilum.dimse.identifier import Document
 from hilum.dimse.scu import Caller, Refused
 from hilum.dimse.services import OWN_SYNTAXES
-from hilum.dimse.transport import Association, Context, Lost
+from hilum.dimse.transport import Association, Context, Lost, NothingAccepted
 from hilum.engine.question import UNIQUE_KEYS
 from hilum.engine.record import PATIENT, STUDY
 from hilum.errors import BadQuery, Unsupported
@@ -41,9 +41,8 @@ class Finder:
         *,
         fuzzy: bool = False,
         timezone: str = "",
-        further: Sequence[str] = (),
     ) -> None:
-        """`further` are other SOP classes to propose on the same association.
+        """Ask for an association.
 
         Raises:
             Lost: there is no association.
@@ -53,13 +52,19 @@ class Finder:
         self._fuzzy, self._timezone = fuzzy, timezone
         classes = [f"{root}.{_FIND}" for root in (STUDY_ROOT, PATIENT_ROOT)]
         items = [_extended(uid, bytes((1, 1, fuzzy, bool(timezone)))) for uid in classes]
-        contexts = [peers.context(uid, OWN_SYNTAXES[:2]) for uid in (*classes, *further)]
-        self.association: Association = caller.connect(contexts, items)
+        contexts = [peers.context(uid, OWN_SYNTAXES[:2]) for uid in classes]
+        none = "the peer answers no queries: it takes neither Study Root nor Patient Root FIND"
+        try:
+            self.association: Association = caller.connect(contexts, items)
+        except NothingAccepted:
+            raise Unsupported(none) from None
         self.contexts = {context.abstract_syntax: context for context in self.association.contexts.values()}
         self._find = {uid: self.contexts[uid] for uid in classes if uid in self.contexts}
         if not self._find:
             self.close()
-            raise Unsupported("the peer answers no queries: it takes neither Study Root nor Patient Root FIND")
+            raise Unsupported(
+                "the peer answers no queries: it takes neither Study Root nor Patient Root FIND"
+            )
         self.warnings: list[str] = []
         agreed = self._agreed(next(iter(self._find)))
         if fuzzy and not agreed.fuzzy:
@@ -68,7 +73,8 @@ class Finder:
             self.warnings.append("the peer does not promise to take account of the timezone")
 
     def _agreed(self, uid: str) -> models.Agreed:
-        return models.agreed(self.association.acceptor.sop_class_extended.get(uid, b""))
+        found = {str(name): said for name, said in self.association.acceptor.sop_class_extended.items()}
+        return models.agreed(found.get(uid, b""))
 
     def __enter__(self) -> Self:
         return self
@@ -211,7 +217,8 @@ def _put(document: Document, path: Path, text: str) -> None:
 
 
 def _enter(document: Document, step: int | Private) -> str:
-    """The name of an element; the block of a private one is reserved: PS3.5 7.8.1, Private Data Element Tags."""
+    """The name of an element; the block of a private one is reserved: PS3.5 7.8.1, Private Data Element
+    Tags."""
     if not isinstance(step, Private):
         return key_of(step)
     group = step.tag >> 16

@@ -1,8 +1,8 @@
-"""Takes what to fetch; lets a peer send it to another node (C-MOVE), or takes it from the peer (C-GET). An object
-that comes is answered with Success when it is durable.
+"""Takes what to fetch; lets a peer send it to another node (C-MOVE), or takes it from the peer (C-GET). An
+object that comes is answered with Success when it is durable.
 
-PS3.4 C.4.2, C-MOVE Operation, and C.4.3, C-GET Operation, as their SCU. Requests are hierarchical: they name the
-study, and the series, of what they want.
+PS3.4 C.4.2, C-MOVE Operation, and C.4.3, C-GET Operation, as their SCU. Requests are hierarchical: they
+name the study, and the series, of what they want.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hilum.dimse.command import Command, Field, Status
 from hilum.dimse.identifier import Document
 from hilum.dimse.scu import Caller, Refused, words_of
 from hilum.dimse.services import OWN_SYNTAXES
-from hilum.dimse.transport import Association, Context, Lost, Message
+from hilum.dimse.transport import Association, Context, Lost, Message, NothingAccepted
 from hilum.engine.question import UNIQUE_KEYS
 from hilum.engine.record import INSTANCE, PATIENT, SERIES, STUDY
 from hilum.errors import HilumError, Unsupported
@@ -37,7 +37,8 @@ _FAILED_LIST = "00080058"
 _UIDS_MAX = 500  # in one request
 _TRIES = 2  # of a series during which the association broke
 _CONTEXTS_MAX = 128
-# Retired processes of JPEG, of which nobody has seen a file: DCMTK takes no more than 50 syntaxes in a context.
+# Retired processes of JPEG, of which nobody has seen a file: DCMTK takes no more than 50 syntaxes in a
+# context.
 _SELDOM = frozenset(f"1.2.840.10008.1.2.4.{arc}" for arc in (52, 54, 56, *range(58, 67)))
 _LEVELS = {LEVEL_OF[name]: level for level, name in models.LEVELS.items()}
 
@@ -52,7 +53,9 @@ class Wanted(NamedTuple):
     def name(self) -> str:
         """What a person knows it by."""
         last = self.keys[self.level]
-        return f"{_LEVELS[self.level].lower()} {last[0]}{f' and {len(last) - 1} more' if len(last) > 1 else ''}"
+        return (
+            f"{_LEVELS[self.level].lower()} {last[0]}{f' and {len(last) - 1} more' if len(last) > 1 else ''}"
+        )
 
 
 class Progress(NamedTuple):
@@ -175,10 +178,13 @@ class Mover:
     """An association by which a peer is told to send to another node. Use release() at its end."""
 
     def __init__(self, caller: Caller) -> None:
-        """Raises Lost: there is no association."""
+        """Raises Lost: there is no association; Unsupported: the peer does not move."""
         self._caller = caller
         classes = [f"{root}.{_MOVE}" for root in (STUDY_ROOT, PATIENT_ROOT)]
-        self._association = caller.connect([peers.context(uid, OWN_SYNTAXES[:2]) for uid in classes])
+        try:
+            self._association = caller.connect([peers.context(uid, OWN_SYNTAXES[:2]) for uid in classes])
+        except NothingAccepted:
+            raise Unsupported("the peer does not offer C-MOVE") from None
 
     def move(
         self,
@@ -223,8 +229,8 @@ def _judged(done: Done) -> Done:
 
 
 class Incoming:
-    """An object that is coming in, as the file that it will be. Never raises while it comes: the peer is told at
-    its end."""
+    """An object that is coming in, as the file that it will be. Never raises while it comes: the peer is
+    told at its end."""
 
     def __init__(self, place: Place, association: Association, context: Context, command: Command) -> None:
         self.uid = commands.text(command, commands.AFFECTED_SOP_INSTANCE)
@@ -254,8 +260,8 @@ class Incoming:
 
 
 class Proposal(NamedTuple):
-    """SOP classes to take on an association, and the transfer syntaxes of each, in groups of which the peer chooses
-    one."""
+    """SOP classes to take on an association, and the transfer syntaxes of each, in groups of which the peer
+    chooses one."""
 
     sop_classes: Sequence[str]
     syntaxes: Sequence[Sequence[str]]
@@ -272,8 +278,8 @@ class Getter:
         syntaxes: Sequence[Sequence[str]],
         on_answer: Callable[[Answer], None],
     ) -> None:
-        """`sop_classes` are those of what will come, no more than there is room for; `syntaxes` are the transfer
-        syntaxes of each, in groups of which the peer chooses one.
+        """`sop_classes` are those of what will come, no more than there is room for; `syntaxes` are the
+        transfer syntaxes of each, in groups of which the peer chooses one.
 
         Raises:
             Lost: there is no association.
@@ -312,9 +318,7 @@ class Getter:
         """
         context = _context_of(self._association, _GET, wanted)
         message_id = _request(self._association, context, Field.GET, wanted, {})
-        done = _answers(
-            self._caller, self._association, message_id, on_progress, self._take, is_stopped
-        )
+        done = _answers(self._caller, self._association, message_id, on_progress, self._take, is_stopped)
         return _judged(done)
 
     def _take(self, message: Message) -> None:
@@ -352,7 +356,6 @@ class Getter:
         self._association.close()
 
 
-
 class Fetcher:
     """Gets what a Fetch hands out, by one association in each thread that calls run()."""
 
@@ -368,43 +371,58 @@ class Fetcher:
             Lost, Unsupported: there is no association to be had, or the peer offers no C-GET.
             StoreFault, OSError: nothing more can be kept.
         """
-        getter: Getter | None = None
+        session = _Session(self._caller, fetch)
         try:
             while (series := fetch.take()) is not None:
-                getter = self._get(fetch, series, getter)
-        except Lost:
-            if getter is None and self._busy:  # more associations than the peer takes; others go on
-                fetch.put_back(series)
-                return
-            raise
+                try:
+                    session.get(series)
+                except Lost:
+                    with self._lock:
+                        others = self._busy
+                    if session.had_one or not others:
+                        raise
+                    fetch.put_back(series)  # more associations than the peer takes; others go on
+                    return
+                with self._lock:
+                    self._busy += 1
         finally:
-            if getter is not None:
-                getter.release()
+            session.release()
 
-    def _get(self, fetch: Fetch, series: Series, getter: Getter | None) -> Getter | None:
-        """Get a series, or what is wanted of it; gives the association to go on with."""
+
+class _Session:
+    """One association after another, by which series are got."""
+
+    def __init__(self, caller: Caller, fetch: Fetch) -> None:
+        self._caller = caller
+        self._fetch = fetch
+        self._getter: Getter | None = None
+        self.had_one = False
+
+    def release(self) -> None:
+        if self._getter is not None:
+            self._getter.release()
+            self._getter = None
+
+    def get(self, series: Series) -> None:
+        """Get a series, or what is wanted of it; raises as Fetcher.run()."""
         left: Series | None = series
         words = "the peer did not send it"
         proposals = _proposals(series)
-        tries = 0
         proposal: Proposal | None = None
+        tries = 0
         while left is not None:
-            if getter is None or proposal is not None or not getter.fits(left):
+            if self._getter is None or proposal is not None or not self._getter.fits(left):
                 proposal = proposal or next(proposals, None)
                 if proposal is None:
                     break
-                if getter is not None:
-                    getter.release()
-                    getter = None
-                getter = Getter(self._caller, fetch.place, *proposal, fetch.answer)
-                with self._lock:
-                    self._busy += 1
+                self.release()
+                self._getter = Getter(self._caller, self._fetch.place, *proposal, self._fetch.answer)
+                self.had_one = True
             try:
-                for wanted in _wanted_of(left):
-                    done = getter.get(wanted, lambda progress: None, lambda: fetch.is_stopped)
-                    if done.status == Status.CANCEL:
-                        return getter
-                    words = f"the peer did not send it: {done.words}" if done.words else words
+                done = self._ask(self._getter, left)
+                if done.status == Status.CANCEL:
+                    return
+                words = f"the peer did not send it: {done.words}" if done.words else words
                 proposal = next(proposals, None)
                 if proposal is None:
                     break
@@ -413,21 +431,31 @@ class Fetcher:
                 break
             except Lost as failure:
                 words = f"the association broke: {failure}"
-                getter.release()
-                getter = None
+                self.release()
                 tries += 1
                 if tries == _TRIES:
                     break
                 proposals = _proposals(series)
                 proposal = None
-            left = fetch.rest(left)
-        fetch.missed(series, words)
-        return getter
+            left = self._fetch.rest(left)
+        self._fetch.missed(series, words)
+
+    def _ask(self, getter: Getter, series: Series) -> Done:
+        """What the last request for a series has come to, or the first that something failed of."""
+        done = None
+        for wanted in _wanted_of(series):
+            found = getter.get(wanted, lambda progress: None, lambda: self._fetch.is_stopped)
+            done = done if done is not None and done.words else found
+            if found.status == Status.CANCEL:
+                return found
+        assert done is not None
+        return done
 
 
 def _proposals(series: Series) -> Iterator[Proposal]:
-    """What to propose for a series, one association after another: each of its SOP classes in each transfer syntax
-    by itself, so that all can come as it is stored. Where the peer does not tell the classes, all that are known."""
+    """What to propose for a series, one association after another: each of its SOP classes in each transfer
+    syntax by itself, so that all can come as it is stored. Where the peer does not tell the classes, all
+    that are known."""
     classes = sorted({sop_class for _, sop_class in series.instances if sop_class})
     syntaxes: Sequence[Sequence[str]] = [[syntax] for syntax in uids.file_syntaxes()]
     if not classes:
@@ -441,7 +469,7 @@ def _proposals(series: Series) -> Iterator[Proposal]:
 
 def _wanted_of(series: Series) -> Iterator[Wanted]:
     """The requests for a series: as a whole, or by lists of its instances."""
-    above = {STUDY: [series.study], SERIES: [series.series]}
+    above: dict[int, Sequence[str]] = {STUDY: [series.study], SERIES: [series.series]}
     if series.is_whole:
         yield Wanted(SERIES, above)
         return

@@ -6,6 +6,7 @@ PS3.4 C.6, SOP Class Definitions; C.5, extended negotiation.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -82,6 +83,10 @@ def keys_of(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     value."""
     for name, attribute in document.items():
         if name in (CHARACTER_SET, QUERY_LEVEL) or name.endswith("0000"):
+            continue
+        if attribute.get("vr") == "UN":  # a private key: what its VR is, the stored elements tell
+            raw = base64.b64decode(attribute.get("InlineBinary", ""))
+            yield name, raw.decode("utf-8", "replace").strip(" \0")
             continue
         if attribute.get("vr") != "SQ":
             yield name, text_of(attribute)

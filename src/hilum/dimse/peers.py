@@ -11,12 +11,10 @@ from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AddressInformation
 
+from hilum.dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from hilum.dimse.options import DimseSettings, Peer
 from hilum.dimse.transport import Association, Connection, Lost
 from hilum.errors import BadQuery
-
-IMPLEMENTATION_CLASS_UID = "2.25.33522740148659646470473586052021516931"
-IMPLEMENTATION_VERSION = "HILUM"
 
 
 def entity(settings: DimseSettings) -> ApplicationEntity:

@@ -23,25 +23,22 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pynetdicom.presentation import PresentationContext
-
-from hilum.dicom import uids
 from hilum.dicom.json import text_of
 from hilum.dimse import command as commands
-from hilum.dimse import identifier, models, peers
+from hilum.dimse import identifier, models, peers, sending
 from hilum.dimse.command import Command, Field, Status
 from hilum.dimse.identifier import Document
 from hilum.dimse.models import GET, MOVE, UNIQUE_KEYS, Model
 from hilum.dimse.options import Peer
-from hilum.dimse.services import OWN_SYNTAXES, Node, Service
-from hilum.dimse.transport import Association, Context, Lost, Message
+from hilum.dimse.services import Node, Service
+from hilum.dimse.transport import Association, Lost, Message
 from hilum.engine import record
 from hilum.engine.query import Asked
-from hilum.errors import BadDicom, BadQuery, HilumError, Unsupported
+from hilum.errors import BadDicom, BadQuery, HilumError
+from hilum.transfer.outgoing import data_set_of_stored, transcoded
 
 _FAILED_LIST = "00080058"
 _CONTEXTS_MAX = 128  # of one association: PS3.8 9.3.2.2
@@ -144,10 +141,7 @@ class Sender:
         self._node = node
         self._association = association
         self._originator = originator
-        self._contexts: dict[str, dict[str, Context]] = {}
-        for context in association.contexts.values():
-            if not association.is_acceptor or context.as_scu:
-                self._contexts.setdefault(context.abstract_syntax, {})[context.transfer_syntax] = context
+        self._contexts = sending.accepted(association)
 
     def send(self, chosen: Chosen) -> int:
         """Send one; return what the receiver said, or a failure of ours.
@@ -155,92 +149,23 @@ class Sender:
         Raises:
             Lost: the association is over.
         """
-        offered = self._contexts.get(chosen.sop_class, {})
-        try:
-            context, pieces = self._data_set(chosen, offered)
-            # What can't be read is found before the first byte goes out, or after the last of a large one.
-            first = next(pieces, b"")
-        except (HilumError, OSError) as failure:
-            _log.warning("%s: %s can't be sent: %s", self._association.peer, chosen.uid, failure)
-            return Status.PROCESSING_FAILURE
-        command: Command = {
-            commands.COMMAND_FIELD: Field.STORE,
-            commands.AFFECTED_SOP_CLASS: chosen.sop_class,
-            commands.AFFECTED_SOP_INSTANCE: chosen.uid,
-            commands.PRIORITY: 0,
-            commands.DATA_SET_TYPE: commands.HAS_DATA_SET,
-        }
-        if self._originator is not None:
-            command[commands.ORIGINATOR_AE], command[commands.ORIGINATOR_ID] = self._originator
-        try:
-            answer = self._association.ask(
-                context, command, chain((first,), pieces), seconds=self._node.settings.answer_seconds
-            )
-        except (HilumError, OSError) as failure:
-            if isinstance(failure, Lost):
-                raise
-            # Half of it has gone out: the receiver must not take it for whole.
-            words = f"{chosen.uid} can't be read: {failure}"
-            self._association.break_off(words)
-            raise Lost(words) from failure
-        status = commands.number(answer, commands.STATUS)
-        if status:
-            words = commands.text(answer, commands.ERROR_COMMENT)
-            _log.warning("%s: %s: it says 0x%04X %s", self._association.peer, chosen.uid, status, words)
-        return status
-
-    def _data_set(self, chosen: Chosen, offered: dict[str, Context]) -> tuple[Context, Iterator[bytes]]:
-        """The context to use, and the data set in its transfer syntax."""
-        store = self._node.store
-        context = offered.get(chosen.transfer_syntax)
-        if context is not None:
-            head = store.head(chosen.uid)
-            data_set = _without(store.chunks(chosen.uid), head.data_set_at)
-            if uids.is_deflated(chosen.transfer_syntax) and (head.original_length - head.data_set_at) % 2:
-                return context, chain(data_set, (b"\0",))  # PS3.5 A.5, Deflated Explicit VR: an even length
-            return context, data_set
-        from hilum.pixels import transcode
-
-        for syntax in (*OWN_SYNTAXES, *offered):
-            if syntax not in offered or not transcode.can_encode(syntax):
-                continue
-            try:
-                pixels = store.locate(chosen.uid).instance.pixel_tag
-                frames = store.frames(chosen.uid) if pixels else None
-                made = transcode.instance(
-                    store.open_original(chosen.uid), frames, chosen.transfer_syntax, syntax
-                )
-            except (Unsupported, BadDicom) as failure:
-                _log.info("%s: not in %s: %s", chosen.uid, syntax, failure)
-                continue
-            return offered[syntax], _data_set_of(made)
-        if not offered:
-            raise Unsupported("the receiver does not take its SOP class")
-        raise Unsupported(
-            f"the receiver takes no transfer syntax that {chosen.transfer_syntax} can be turned into"
+        store, uid = self._node.store, chosen.uid
+        sent = sending.send(
+            self._association,
+            self._contexts.get(chosen.sop_class, {}),
+            (chosen.sop_class, chosen.transfer_syntax),
+            uid,
+            lambda: data_set_of_stored(store, uid),
+            lambda syntax: transcoded(store, uid, chosen.transfer_syntax, syntax),
+            seconds=self._node.settings.answer_seconds,
+            originator=self._originator,
         )
-
-
-def _without(pieces: Iterable[bytes], count: int) -> Iterator[bytes]:
-    """Bytes without the first `count`."""
-    for piece in pieces:
-        if count >= len(piece):
-            count -= len(piece)
-            continue
-        yield piece[count:] if count else piece
-        count = 0
-
-
-def _data_set_of(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """A Part 10 file without preamble and file meta; its begin is in the first pieces."""
-    begin = b""
-    for piece in pieces:
-        begin += piece
-        if len(begin) >= 144:
-            break
-    # (0002,0000) File Meta Information Group Length comes first, and counts what is behind it: PS3.10 7.1.
-    length = 144 + int.from_bytes(begin[140:144], "little")
-    return _without(chain((begin,), pieces), length)
+        if sent.status < 0:
+            _log.warning("%s: %s can't be sent: %s", self._association.peer, uid, sent.words)
+            return Status.PROCESSING_FAILURE
+        if sent.status:
+            _log.warning("%s: %s: it says 0x%04X %s", self._association.peer, uid, sent.status, sent.words)
+        return sent.status
 
 
 # --- C-GET ---------------------------------------------------------------------------
@@ -366,14 +291,14 @@ class _Moving:
             try:
                 offered = self._offer()
                 association = peers.connect(
-                    self._node.settings, self._node.entity, self._peer, offered.values()
+                    self._node.settings, self._node.entity, self._peer, offered.contexts
                 )
             except HilumError as failure:
                 _log.warning("%s@%s: %s", self._peer.title, self._peer.host, failure)
                 return
             sent = 0
             try:
-                sent = self._send(association, set(offered), go_on)
+                sent = self._send(association, offered.keys, go_on)
                 association.release()
             except Lost as failure:
                 _log.warning("%s: %s", association.peer, failure)
@@ -383,7 +308,7 @@ class _Moving:
                 return
 
     def _send(
-        self, association: Association, offered: set[tuple[str, str]], go_on: Callable[[], bool]
+        self, association: Association, offered: frozenset[sending.Key], go_on: Callable[[], bool]
     ) -> int:
         """Send what the association was made for; return how many."""
         sender = Sender(self._node, association, originator=self._originator)
@@ -406,24 +331,10 @@ class _Moving:
                 self.stop()
         return sent
 
-    def _offer(self) -> dict[tuple[str, str], PresentationContext]:
-        """Presentation contexts for what is left, as far as one association has room: each SOP class in each
-        transfer syntax that is stored, and in those that it can be turned into."""
-        offered: dict[tuple[str, str], PresentationContext] = {}
+    def _offer(self) -> sending.Offer:
+        """Presentation contexts for what is left, as far as one association has room."""
         with self._lock:
-            for one in self._left:
-                key = one.sop_class, one.transfer_syntax
-                own = one.sop_class, ""
-                if key in offered:
-                    continue
-                if len(offered) + 2 > _CONTEXTS_MAX:
-                    break
-                offered[key] = peers.context(one.sop_class, [one.transfer_syntax])
-                if own not in offered:
-                    offered[own] = peers.context(
-                        one.sop_class, (uids.EXPLICIT_VR_LITTLE_ENDIAN, uids.IMPLICIT_VR_LITTLE_ENDIAN)
-                    )
-        return offered
+            return sending.offer((one.sop_class, one.transfer_syntax) for one in self._left)
 
 
 SERVICE = Service(

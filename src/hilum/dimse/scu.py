@@ -1,5 +1,5 @@
-"""Takes who we are and a peer; gives associations with it, and does by them what a user asks for: verify, store.
-What it says of a failure is for a person.
+"""Takes who we are and a peer; gives associations with it, and does by them what a user asks for: verify,
+store. What it says of a failure is for a person.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from hilum.transfer.work import Work
 
 _AGAIN_SECONDS = (1.0, 2.0, 4.0)  # before an association is asked for again, once one has worked
 
-# PS3.7 C, Status Type Encoding, and PS3.4 B.2.3, C.4.1.1.4, C.4.2.1.5 and C.4.3.1.4; a family by its first digits.
+# PS3.7 C, Status Type Encoding, and PS3.4 B.2.3, C.4.1.1.4, C.4.2.1.5 and C.4.3.1.4; a family by its first
+# digits.
 _WORDS = {
     0x0105: "no such attribute",
     0x0106: "an attribute has a value that it can't have",

@@ -1,8 +1,9 @@
-"""Takes instances and an association with someone who stores; sends each by C-STORE, and says what the other side
-answered. Data sets go as they are stored; one that is not taken so goes in another transfer syntax, if nothing is
-lost by that. Never sends half an object as a whole one.
+"""Takes instances and an association with someone who stores; sends each by C-STORE, and says what the
+other side answered. Data sets go as they are stored; one that is not taken so goes in another transfer
+syntax, if nothing is lost by that. Never sends half an object as a whole one.
 
-PS3.4 B.2.3, Statuses: 0000 is success; B000, B006, B007 and whatever else begins with B is taken with a warning.
+PS3.4 B.2.3, Statuses: 0000 is success; B000, B006, B007 and whatever else begins with B is taken with a
+warning.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Offer(NamedTuple):
 def offer(wanted: Iterable[Key], *, room: int = CONTEXTS_MAX) -> Offer:
     """Contexts for SOP classes in their transfer syntaxes, as many as one association has room for.
 
-    Each class is proposed in each syntax by itself, so that the other side takes all that it can, and in those that
-    everything can be turned into.
+    Each class is proposed in each syntax by itself, so that the other side takes all that it can, and in
+    those that everything can be turned into.
     """
     contexts: list[PresentationContext] = []
     keys: set[Key] = set()
@@ -89,7 +90,8 @@ def send(
     seconds: float,
     originator: tuple[str, int] | None = None,
 ) -> Sent:
-    """Send one instance; `offered` are the contexts of its SOP class, `data_set` and `data_set_in` give its bytes.
+    """Send one instance; `offered` are the contexts of its SOP class, `data_set` and `data_set_in` give its
+    bytes.
 
     Raises:
         Lost: the association is over.
@@ -130,7 +132,8 @@ def _choose(
     """The context to use, and the data set in its transfer syntax."""
     stored = key[1]
     if stored in offered:
-        return offered[stored], data_set()
+        pieces = data_set()
+        return offered[stored], _even(pieces) if uids.is_deflated(stored) else pieces
     if not offered:
         raise Unsupported(f"the peer does not take {uids.name_of(key[0]) or key[0]}")
     from hilum.pixels import transcode
@@ -149,3 +152,14 @@ def _choose(
     raise Unsupported(
         f"the peer takes no transfer syntax that {uids.name_of(stored) or stored} can be turned into{why}"
     )
+
+
+def _even(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Bytes, and one more where they are odd: PS3.5 A.5 has a deflated data set padded so, and a fragment
+    of a PDV must be even."""
+    length = 0
+    for piece in pieces:
+        length += len(piece)
+        yield piece
+    if length % 2:
+        yield b"\0"

@@ -19,15 +19,13 @@ Failures have their words in Error Comment (0000,0902).
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
-from struct import pack
 
 from pynetdicom.presentation import AllStoragePresentationContexts
 
+from hilum.dicom.part10 import file_meta
 from hilum.dimse import command as commands
 from hilum.dimse.command import Command, Field, Status
 from hilum.dimse.options import DimseSettings
-from hilum.dimse.peers import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from hilum.dimse.services import Node, Service
 from hilum.dimse.transport import Association, Context, Message
 from hilum.engine import record
@@ -67,37 +65,6 @@ def is_storage(sop_class: str, settings: DimseSettings) -> bool:
     if sop_class.startswith(_ROOT):
         return sop_class not in _NO_STORAGE
     return settings.unknown_classes and not sop_class.startswith(_STANDARD)
-
-
-@lru_cache(maxsize=256)
-def _meta_begin(sop_class: str) -> bytes:
-    return _element(0x0001, b"OB", b"\0\1") + _element(0x0002, b"UI", sop_class.encode("ascii", "replace"))
-
-
-@lru_cache(maxsize=1024)
-def _meta_end(transfer_syntax: str, title: str) -> bytes:
-    return b"".join(
-        (
-            _element(0x0010, b"UI", transfer_syntax.encode("ascii", "replace")),
-            _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode()),
-            _element(0x0013, b"SH", IMPLEMENTATION_VERSION.encode()),
-            _element(0x0016, b"AE", title.encode("ascii", "replace")[:16]),
-        )
-    )
-
-
-def _element(element: int, vr: bytes, value: bytes) -> bytes:
-    value += (b" " if vr in (b"SH", b"AE") else b"\0") * (len(value) % 2)
-    if vr == b"OB":
-        return pack("<HH2sHI", 2, element, vr, 0, len(value)) + value
-    return pack("<HH2sH", 2, element, vr, len(value)) + value
-
-
-def file_meta(sop_class: str, uid: str, transfer_syntax: str, title: str) -> bytes:
-    """Preamble and File Meta Information of an object that came without: PS3.10 7.1."""
-    body = _meta_begin(sop_class) + _element(0x0003, b"UI", uid.encode("ascii", "replace"))
-    body += _meta_end(transfer_syntax, title)
-    return b"\0" * 128 + b"DICM" + pack("<HH2sHI", 2, 0, b"UL", 4, len(body)) + body
 
 
 class Incoming:

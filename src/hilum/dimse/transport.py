@@ -131,6 +131,15 @@ OpenSink = Callable[["Association", Context, Command], Sink]
 class Connection(AssociationSocket):
     """pynetdicom's socket of an association, which writes without slices and without Nagle's algorithm."""
 
+    def __init__(
+        self,
+        owner: Association,
+        client_socket: socket.socket | None = None,
+        address: AddressInformation | None = None,
+    ) -> None:
+        super().__init__(owner, client_socket, address)
+        self._owner = owner
+
     def send(self, bytestream: bytes | bytearray | memoryview) -> None:
         try:
             if self.socket is not None:
@@ -151,7 +160,7 @@ class Connection(AssociationSocket):
                 context, name = self.tls_args
                 self.socket = context.wrap_socket(self.socket, server_hostname=name)
         except OSError as failure:
-            self.assoc.reason = _why_no_connection(failure, address, self.assoc.connection_timeout)
+            self._owner.reason = _why_no_connection(failure, address, self.assoc.connection_timeout)
             self._shutdown_socket()
             self.socket = None
             primitive.result = "Evt17"

@@ -50,6 +50,7 @@ COMMIT_COUNT = 2_000  # records that one transaction moves, which must stay unde
 COMMIT_BYTES = 64 << 20
 SCAN_INSTANCES = 2_000
 SCAN_PLACES = 20_000
+ROUNDS_MAX = 8  # two do, but where there is little room, or others delete meanwhile
 HEAD_PACKS_MAX = 100  # that are merged at once: each has a window in memory
 _ROOM_LEFT = 16 << 20
 
@@ -64,7 +65,8 @@ class Compacted(NamedTuple):
     before: int  # bytes of all packs
     after: int
     alive: int  # bytes among them that are in use
-    problems: list[str]  # packs that were left alone though they waste space, and why
+    busy: list[str]  # wasteful packs that somebody writes to: they were left alone
+    problems: list[str]  # others that were, and why
 
 
 class Purged(NamedTuple):
@@ -278,6 +280,11 @@ class _Choice:
     def _is_wasteful(self, dead: int, end: int) -> bool:
         return dead > 0 and dead * 100 > self._waste * end
 
+    def _alive(self, number: int, state: PackState) -> dict[int, int]:
+        """What is alive in a pack, up to where it went when marking began: somebody may write to it."""
+        alive = self._marks.alive(number)
+        return {offset: length for offset, length in alive.items() if offset < state.end}
+
     # Heads and changes of state.
 
     def _head_victims(self) -> Iterator[_Victim]:
@@ -286,7 +293,7 @@ class _Choice:
         for number, state in self._marks.states.items():
             if state.kind != HEAD_PACK:
                 continue
-            alive = self._marks.alive(number)
+            alive = self._alive(number, state)
             own = PACK_HEADER.size + (RECORD_SIZE + TRAILER.size) * state.sealed
             sizes[number] = own + sum(map(_size, alive.values()))
             self._alive_bytes += sizes[number]
@@ -347,7 +354,8 @@ class _Choice:
         except Corrupt:
             pack.damaged = True
         else:
-            pack.damaged |= at != state.end or found != len(alive)
+            # What came since the pack's end was looked up lies behind it.
+            pack.damaged |= at != state.end or found != sum(offset < state.end for offset in alive)
         if pack.damaged:
             self._all_needed = True
         return pack
@@ -399,7 +407,7 @@ class _Choice:
         for number, state in self._marks.states.items():
             if state.kind == HEAD_PACK:
                 continue
-            alive = self._marks.alive(number)
+            alive = self._alive(number, state)
             live = PACK_HEADER.size + sum(map(_size, alive.values()))
             if state.kind == FILE_PACK:
                 live = state.end if alive else 0
@@ -488,6 +496,7 @@ class _Compaction:
         self._waste, self._grace = waste, grace
         self._on_progress = on_progress
         self._problems: dict[str, None] = {}  # each once, in their order
+        self._busy: dict[str, None] = {}
         self._failed: set[int] = set()  # packs that turned out to be damaged, or are still relied on
         self._gone = self._copied = 0
         self._done = self._to_do = 0
@@ -505,15 +514,17 @@ class _Compaction:
             writer.finish_compaction(self._folder, self._index)
             self._remove_nameless()
         before = self._size()
-        while True:
+        for left in reversed(range(ROUNDS_MAX + 1)):
             marks = _Marks(self._store, self._on_progress)
             choice = _Choice(self._store, marks, self._waste)
             victims, alive = choice.run()
             self._tell(choice.problems)
             victims = self._that_fit([one for one in victims if one.file.number not in self._failed])
-            if not victims or not self._round(marks, victims):
+            if not victims or not left or not self._round(marks, victims):
                 break
-        return Compacted(self._gone, self._copied, before, self._size(), alive, list(self._problems))
+        return Compacted(
+            self._gone, self._copied, before, self._size(), alive, list(self._busy), list(self._problems)
+        )
 
     def _tell(self, problems: Iterable[str]) -> None:
         self._problems.update(dict.fromkeys(problems))
@@ -607,7 +618,7 @@ class _Compaction:
                 if not state.sealed:
                     fd = packs.open_for_writing(one.file)
                     if fd is None:
-                        self._tell([f"{_name(one.file)}: a process that has the store open writes to it"])
+                        self._busy[_name(one.file)] = None
                         continue
                     locks.append(fd)
                 change.put_pack(number, state._replace(condemned=True))

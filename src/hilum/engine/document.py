@@ -32,7 +32,7 @@ from hilum.engine.catalog import series_key_name
 from hilum.engine.frames import FrameReader
 from hilum.engine.index import U32, Snapshot
 from hilum.engine.original import OriginalFile
-from hilum.engine.packs import HEAD_PACK, RECORD_SIZE, PackReader
+from hilum.engine.packs import HEAD_PACK, RECORD_SIZE, PackGone, PackReader
 from hilum.engine.record import Head, Hole, Instance
 from hilum.errors import BadQuery, Corrupt, NotFound, Unsupported
 
@@ -165,9 +165,16 @@ def _compressed(pieces: Iterable[bytes]) -> Packed:
 
 
 def series_document(
-    snapshot: Snapshot, packs: PackReader, derived: Derived | None, study: str, series: str, *, base: str
+    snapshot: Snapshot,
+    packs: PackReader,
+    derived: Derived | None,
+    study: str,
+    series: str,
+    *,
+    base: str,
+    where_now: Callable[[Instance], Instance],
 ) -> SeriesDocument:
-    """The document of a series as the snapshot has it.
+    """The document of a series as the snapshot has it; `where_now` finds a head that was moved since.
 
     Raises:
         NotFound: there is no such series in that study.
@@ -196,7 +203,7 @@ def series_document(
     prefix = _series_prefix(base, study_uid, series_uid)
 
     def make() -> Packed:
-        made = _compressed(_series_pieces(packs, instances, prefix))
+        made = _compressed(_series_pieces(packs, instances, prefix, where_now))
         if derived is not None:
             derived.write(digest, made)
         return made
@@ -208,7 +215,9 @@ def _never() -> Packed:
     raise AssertionError("a document that was kept is not made")
 
 
-def _series_pieces(packs: PackReader, instances: list[Instance], prefix: bytes) -> Iterator[bytes]:
+def _series_pieces(
+    packs: PackReader, instances: list[Instance], prefix: bytes, where_now: Callable[[Instance], Instance]
+) -> Iterator[bytes]:
     """The array, in pieces of some megabytes: the heads of each are read together, then written by number."""
     instances.sort(key=_order_of)
     opening = b"["
@@ -221,7 +230,11 @@ def _series_pieces(packs: PackReader, instances: list[Instance], prefix: bytes) 
             size += instances[at].head_length
             at += 1
         objects, length = [], 0
-        for instance, head in zip(batch, read_heads(packs, batch), strict=True):
+        try:
+            heads = read_heads(packs, batch)
+        except PackGone:
+            heads = read_heads(packs, [where_now(instance) for instance in batch])
+        for instance, head in zip(batch, heads, strict=True):
             uid = record.raw_of(instance.entries, _UID)
             objects.append(_write(head, prefix + _escaped(_instance_path(uid))))
             length += len(objects[-1])

@@ -28,7 +28,10 @@ from hilum.errors import ReadOnly, StoreBroken, StoreLocked, StoreMissing
 FORMAT_VERSION = 1
 BALLAST_BYTES = 1 << 20
 LOCK_WAIT_SECONDS = 10.0
-_PARTS = {"lock", "commit.lock", "compact.lock", "STORE", "STORE.new", "packs", "spool", "ballast"}
+_PARTS = {
+    "lock", "commit.lock", "compact.lock", "STORE", "STORE.new", "packs", "spool", "ballast", "derived",
+    "commitment",
+}  # fmt: skip
 
 
 class Folder:

@@ -19,7 +19,7 @@ from hilum.dicom.layout import PIXEL_DATA, PixelLayout
 from hilum.dicom.native import native_frame_span, shift_bits
 from hilum.engine import frametable, header, record
 from hilum.engine.index import BlobPlace
-from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK, NotCached, PackReader
+from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK, NotCached, PackGone, PackReader
 from hilum.engine.record import BLOCK_SIZE, FRAME_ENTRY, Head, Instance
 from hilum.errors import BadDicom, Corrupt, NotFound
 
@@ -119,11 +119,19 @@ class FrameReader:
         packs: PackReader,
         find_blob: Callable[[bytes], BlobPlace],
         read_head: Callable[[], Head],
+        where_now: Callable[[Instance], Instance],
+        place: BlobPlace | None = None,
     ) -> None:
+        """`find_blob` and `where_now` look up anew when they are asked: a compaction moves what is read.
+
+        `place` is that of the pixels, if it is known.
+        """
         self._instance = instance
         self._packs = packs
         self._find_blob = find_blob
         self._read_head = read_head
+        self._where_now = where_now
+        self._place = place
         if not instance.pixel_tag:
             raise NotFound("this instance has no pixel data")
 
@@ -167,7 +175,7 @@ class FrameReader:
         instance = self._instance
         if instance.flags & record.DEFLATED or not instance.pixel_digest:
             return None
-        place = self._find_blob(instance.pixel_digest)
+        place = self._place or self._find_blob(instance.pixel_digest)
         if instance.flags & record.ENCAPSULATED:
             offset, length, crc, form = self._entry(index, self._packs.read)
             if form == frametable.WITH_ITEMS:
@@ -277,9 +285,8 @@ class FrameReader:
         item does, none ends behind the value, and item headers are there or not as it says.
         """
         instance = self._instance
-        at = instance.offset + instance.head_length + index * FRAME_ENTRY.size
         entry: tuple[int, int, int, int] = FRAME_ENTRY.unpack(
-            read((HEAD_PACK,), instance.container, at, FRAME_ENTRY.size)
+            self._read_table(index * FRAME_ENTRY.size, FRAME_ENTRY.size, read)
         )
         if not 0 < entry[0] <= instance.pixel_length - entry[1]:
             raise Corrupt(f"the table entry of frame {index + 1} is damaged; run: hilum verify")
@@ -310,8 +317,17 @@ class FrameReader:
         return data[offset - begin : offset - begin + length]
 
     def _block_crcs(self, first: int, last: int, read: Read) -> bytes:
-        at = self._instance.offset + self._instance.head_length + first * 4
-        return read((HEAD_PACK,), self._instance.container, at, (last - first + 1) * 4)
+        return self._read_table(first * 4, (last - first + 1) * 4, read)
+
+    def _read_table(self, offset: int, length: int, read: Read) -> bytes:
+        """Bytes of the table behind the head."""
+        instance = self._instance
+        at = instance.head_length + offset
+        try:
+            return read((HEAD_PACK,), instance.container, instance.offset + at, length)
+        except PackGone:
+            instance = self._instance = self._where_now(instance)
+            return read((HEAD_PACK,), instance.container, instance.offset + at, length)
 
     def _read_value(self, offset: int, length: int, read: Read) -> bytes:
         """Bytes of the Pixel Data value, wherever it lies."""
@@ -323,15 +339,22 @@ class FrameReader:
                 if hole.offset < instance.pixel_offset:
                     at -= hole.length
             return head.head[at : at + length]
-        place = self._find_blob(instance.pixel_digest)
-        return read(BLOB_KINDS, place.container, place.offset + offset, length)
+        return self._read_blob(instance.pixel_digest, offset, length, read)
+
+    def _read_blob(self, digest: bytes, offset: int, length: int, read: Read) -> bytes:
+        place = self._place or self._find_blob(digest)  # an instance reads one blob: its pixels
+        try:
+            return read(BLOB_KINDS, place.container, place.offset + offset, length)
+        except PackGone:
+            self._place = None
+            place = self._find_blob(digest)
+            return read(BLOB_KINDS, place.container, place.offset + offset, length)
 
     def _read_inflated(self, offset: int, length: int) -> bytes:
         """Inflate up to the frame, in bounded memory but for the frame and the deflated bytes."""
         head = self._read_head()
         hole = head.holes[0]
-        place = self._find_blob(hole.digest)
-        deflated = self._packs.read(BLOB_KINDS, place.container, place.offset, place.length)
+        deflated = self._read_blob(hole.digest, 0, hole.length, self._packs.read)
         if crc32(deflated) != hole.crc:
             raise Corrupt("the deflated data set is not what came in; run: hilum verify")
         begin = self._instance.pixel_offset + offset

@@ -76,11 +76,17 @@ class FrameReaders:
     """
 
     def __init__(
-        self, index: Index, packs: PackReader, read_head: Callable[[Instance], Head], count_max: int = 4096
+        self,
+        index: Index,
+        packs: PackReader,
+        read_head: Callable[[Instance], Head],
+        where_now: Callable[[Instance], Instance],
+        count_max: int = 4096,
     ) -> None:
         self._index = index
         self._packs = packs
         self._read_head = read_head
+        self._where_now = where_now
         self._count_max = count_max
         self._kept: dict[tuple[str, str, str], _Kept] = {}
 
@@ -133,18 +139,17 @@ class FrameReaders:
         return mark.spot.read_now(self._packs)
 
     def _reader(self, instance: Instance, place: bytes | None) -> FrameReader:
-        known = unpack_place(place) if place else None
-
         def find_blob(digest: bytes) -> BlobPlace:
-            if known is not None and digest == instance.pixel_digest:
-                return known
             with self._index.read() as snapshot:
                 found = snapshot.place(digest)
             if found is None:
                 raise Corrupt(f"blob {digest.hex()} is in no pack; run: hilum verify")
             return found
 
-        return FrameReader(instance, self._packs, find_blob, lambda: self._read_head(instance))
+        known = unpack_place(place) if place else None
+        return FrameReader(
+            instance, self._packs, find_blob, lambda: self._read_head(instance), self._where_now, known
+        )
 
 
 class Mark(NamedTuple):

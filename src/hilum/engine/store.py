@@ -24,9 +24,18 @@ from hilum.engine import document, elements, header, prepare, query, record
 from hilum.engine.folder import Folder
 from hilum.engine.frames import BLOB_KINDS, FrameReader
 from hilum.engine.index import INDEX_VERSION, U64, BlobPlace, Index, Snapshot
-from hilum.engine.ledger import CHANGE_DELETED, CHANGE_REPLACED, uids_of_key, unpack_uids
+from hilum.engine.ledger import CHANGE_DELETED, CHANGE_REPLACED, revision_key, uids_of_key, unpack_uids
 from hilum.engine.original import OriginalFile, original_pieces
-from hilum.engine.packs import BULK_PACK, FILE_PACK, HEAD_PACK, RECORD_SIZE, SUFFIX_OF, PackReader, list_packs
+from hilum.engine.packs import (
+    BULK_PACK,
+    FILE_PACK,
+    HEAD_PACK,
+    RECORD_SIZE,
+    SUFFIX_OF,
+    PackGone,
+    PackReader,
+    list_packs,
+)
 from hilum.engine.prepare import Arrival, Prepared
 from hilum.engine.record import Head, Instance, Value
 from hilum.engine.writer import Outcome, Policy, Result, Writer
@@ -332,6 +341,32 @@ class Store:
         return self.read_head(self.locate(uid).instance)
 
     def read_head(self, instance: Instance) -> Head:
+        try:
+            return self._read_head(instance)
+        except PackGone:
+            return self._read_head(self.where_now(instance))
+
+    def where_now(self, instance: Instance) -> Instance:
+        """The record of an instance whose head's pack is gone: a compaction has moved it.
+
+        Raises:
+            NotFound: the instance has gone too.
+        """
+        uid = record.raw_of(instance.entries, _UID)
+        with self._index.read() as snapshot:
+            key = snapshot.get(b"sop_uids", uid)
+            values = [
+                snapshot.get(b"instances", key) if key is not None else None,
+                snapshot.get(b"revisions", revision_key(uid, instance.sequence)),
+            ]
+        for value in values:
+            if value is not None:
+                found = record.unpack_instance(value)
+                if found.identity == instance.identity:
+                    return found
+        raise NotFound(f"{uid.decode('latin-1')} has been deleted or replaced")
+
+    def _read_head(self, instance: Instance) -> Head:
         begin = instance.offset - RECORD_SIZE
         data = self._packs.read((HEAD_PACK,), instance.container, begin, RECORD_SIZE + instance.head_length)
         if data[RECORD_SIZE - 32 : RECORD_SIZE] != instance.identity:  # a damaged index can point anywhere
@@ -369,7 +404,9 @@ class Store:
             NotFound: it is not stored, or has no pixel data.
         """
         instance = self.locate(uid).instance
-        return FrameReader(instance, self._packs, self.find_blob, lambda: self.read_head(instance))
+        return FrameReader(
+            instance, self._packs, self.find_blob, lambda: self.read_head(instance), self.where_now
+        )
 
     def frame_bytes(self, uid: str, index: int) -> bytes:
         """Frame `index`, from 0, as it is stored: native bytes, or a codestream without item headers.
@@ -391,13 +428,15 @@ class Store:
     def read_blob(self, digest: bytes, offset: int, length: int) -> bytes:
         """Bytes of a blob, unchecked: whoever needs proof holds a checksum against them."""
         place = self.find_blob(digest)
-        return self._packs.read(BLOB_KINDS, place.container, place.offset + offset, length)
+        try:
+            return self._packs.read(BLOB_KINDS, place.container, place.offset + offset, length)
+        except PackGone:  # moved by a compaction since it was looked up
+            place = self.find_blob(digest)
+            return self._packs.read(BLOB_KINDS, place.container, place.offset + offset, length)
 
     def _read_blob_pieces(self, digest: bytes, length: int) -> Iterator[bytes]:
-        place = self.find_blob(digest)
         for at in range(0, length, _CHUNK):
-            size = min(_CHUNK, length - at)
-            yield self._packs.read(BLOB_KINDS, place.container, place.offset + at, size)
+            yield self.read_blob(digest, at, min(_CHUNK, length - at))
 
     def row_values(self, row: query.Row, path: Path) -> list[Value]:
         """The values of any attribute of a row, of each item of the sequences that it lies in. One that is
@@ -501,7 +540,9 @@ class Store:
             NotFound: there is no such series in that study.
         """
         with self._index.read() as snapshot:
-            return document.series_document(snapshot, self._packs, self._derived, study, series, base=base)
+            return document.series_document(
+                snapshot, self._packs, self._derived, study, series, base=base, where_now=self.where_now
+            )
 
     def bulk_data(self, uid: str, path: str) -> document.BulkValue:
         """A bulk value of an instance, by the path in its BulkDataURI: "7FE00010", "52009229.1.00420011".
@@ -516,7 +557,7 @@ class Store:
         place = document.bulk_value(head, path)
         frames = None
         if place.is_encapsulated and place.offset == instance.pixel_offset and instance.table_length:
-            frames = FrameReader(instance, self._packs, self.find_blob, lambda: head)
+            frames = FrameReader(instance, self._packs, self.find_blob, lambda: head, self.where_now)
         return document.BulkValue(head, place, self.read_blob, frames)
 
     # Away.

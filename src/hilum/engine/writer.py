@@ -744,7 +744,7 @@ def end_compaction(folder: Folder, index: Index) -> None:
     What it condemned may be relied on again, as far as it is still there; what it dropped goes.
     """
     with index.read() as snapshot:
-        if not any(state.condemned or state.dropped for state in snapshot.packs().values()):
+        if not snapshot.condemned() and not any(state.dropped for state in snapshot.packs().values()):
             return
     fd = folder.lock_compaction()
     if fd is None:

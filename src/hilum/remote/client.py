@@ -1,5 +1,6 @@
-"""Takes the URL of a DICOMweb server, and who we are; gives answers to requests, one connection for each thread.
-Says in words why there is none. Knows no DICOM, follows no redirect: whoever got there would get the password too.
+"""Takes the URL of a DICOMweb server, and who we are; gives answers to requests, one connection for each
+thread. Says in words why there is none. Knows no DICOM, follows no redirect: whoever got there would get
+the password too.
 """
 
 from __future__ import annotations
@@ -124,7 +125,6 @@ class Client:
                     self._tls.load_verify_locations(authorities)
                 except (OSError, ssl.SSLError) as failure:
                     raise BadQuery(f"{authorities}: {failure}") from None
-        user = user or parts.username or ""
         self._headers = {"User-Agent": "Hilum", "Accept-Encoding": "identity"}
         if user:
             token = base64.b64encode(f"{user}:{password}".encode()).decode("ascii")

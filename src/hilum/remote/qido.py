@@ -1,4 +1,5 @@
-"""Takes questions; asks a DICOMweb server by QIDO-RS and gives its rows, as DICOM JSON. Matches nothing itself.
+"""Takes questions; asks a DICOMweb server by QIDO-RS and gives its rows, as DICOM JSON. Matches nothing
+itself.
 
 PS3.18 10.6, Search Transaction.
 """
@@ -103,7 +104,9 @@ def _parse(body: bytes) -> list[Document]:
 def _name(path: Path) -> str:
     """An attribute as it is written in URLs: PS3.18 8.3.4.1, Attribute Matching."""
     if any(isinstance(step, Private) for step in path):
-        raise BadQuery(f"{dictionary.format_path(path)}: private elements can't be asked for in a URL by creator")
+        raise BadQuery(
+            f"{dictionary.format_path(path)}: private elements can't be asked for in a URL by creator"
+        )
     return ".".join(f"{step:08X}" for step in path if isinstance(step, int))
 
 

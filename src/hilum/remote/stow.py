@@ -1,5 +1,5 @@
-"""Takes instances; sends them to a DICOMweb server by STOW-RS, several in a request, and says what became of each.
-Files go as they are, in pieces: no body is ever in memory.
+"""Takes instances; sends them to a DICOMweb server by STOW-RS, several in a request, and says what became
+of each. Files go as they are, in pieces: no body is ever in memory.
 
 PS3.18 10.5, Store Transaction, and I.2, Store Instances Response Module.
 """
@@ -66,8 +66,8 @@ class Pusher:
             self._send(work, batch)
 
     def _send(self, work: Work, batch: list[Outgoing]) -> None:
-        """Send a batch, or what can be sent of it: some servers take nothing of a request in which they can't read
-        one part, and don't say which."""
+        """Send a batch, or what can be sent of it: some servers take nothing of a request in which they
+        can't read one part, and don't say which."""
         try:
             answer = self._answer(work, batch)
         except _UnreadableError as failure:
@@ -82,8 +82,7 @@ class Pusher:
                 _put_back(work, batch)
                 raise
             if len(batch) == 1:
-                status = failure.status if isinstance(failure, Refused) else None
-                work.failed(batch[0], status, str(failure))
+                work.failed(batch[0], None, str(failure))
                 return
             middle = len(batch) // 2
             self._send_parts(work, [batch[:middle], batch[middle:]])
@@ -101,7 +100,8 @@ class Pusher:
                 raise
 
     def _answer(self, work: Work, batch: list[Outgoing]) -> Any:
-        """What the server says of a batch. A server that can't be reached is tried again, once it has worked."""
+        """What the server says of a batch. A server that can't be reached is tried again, once it has
+        worked."""
         waits = list(_AGAIN_SECONDS) if work.counts.sent else []
         while True:
             try:
@@ -243,4 +243,3 @@ def _results(document: Any) -> dict[str, _Result]:
 def _value(item: Any, name: str) -> Any:
     values = item.get(name, {}).get("Value") if isinstance(item, dict) else None
     return values[0] if values else None
-

@@ -1,5 +1,5 @@
-"""Takes series; takes their instances from a DICOMweb server by WADO-RS, as they are stored there, and hands them
-on. The multipart body is parsed as it comes.
+"""Takes series; takes their instances from a DICOMweb server by WADO-RS, as they are stored there, and
+hands them on. The multipart body is parsed as it comes.
 
 PS3.18 10.4, Retrieve Transaction.
 """
@@ -42,7 +42,7 @@ class Puller:
     def _pull(self, fetch: Fetch, series: Series) -> None:
         left: Series | None = series
         words = "the server did not send it"
-        waits = list(_AGAIN_SECONDS) if fetch.counts.fetched else []
+        waits = list(_AGAIN_SECONDS)
         while left is not None:
             try:
                 for path in _paths(left):
@@ -57,9 +57,9 @@ class Puller:
                 break
             except Unreachable as failure:
                 words = str(failure)
-                if not waits:
-                    if not fetch.counts.fetched:
-                        raise
+                if not fetch.counts.fetched:
+                    raise  # it has not worked once
+                if not waits or fetch.is_stopped:
                     break
                 time.sleep(waits.pop(0))
             left = fetch.rest(left)

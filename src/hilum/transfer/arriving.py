@@ -1,5 +1,5 @@
-"""Takes objects that come from another archive, in pieces; puts them into the store, or into a folder as `export`
-does. What it says is stored is durable.
+"""Takes objects that come from another archive, in pieces; puts them into the store, or into a folder as
+`export` does. What it says is stored is durable.
 """
 
 from __future__ import annotations

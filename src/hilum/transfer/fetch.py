@@ -1,5 +1,5 @@
-"""Takes what is to be fetched; hands out series after series, without what is here already, and counts what came
-of each instance. Knows no protocol. Safe from several threads.
+"""Takes what is to be fetched; hands out series after series, without what is here already, and counts what
+came of each instance. Knows no protocol. Safe from several threads.
 """
 
 from __future__ import annotations

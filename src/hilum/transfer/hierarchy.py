@@ -1,13 +1,13 @@
-"""Takes a question and an archive that answers one level at a time; gives the rows that match, with attributes of
-the levels above. Matches nothing itself: that is the archive's.
+"""Takes a question and an archive that answers one level at a time; gives the rows that match, with
+attributes of the levels above. Matches nothing itself: that is the archive's.
 
-PS3.4 C.4.1.3.1.1, Hierarchical Search Method: a query has the unique keys of the levels above it, so that whoever
-asks for the series of a patient asks for the studies first.
+PS3.4 C.4.1.3.1.1, Hierarchical Search Method: a query has the unique keys of the levels above it, so that
+whoever asks for the series of a patient asks for the studies first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from hilum.dicom import dictionary
@@ -68,8 +68,9 @@ def deepest(keys: Iterable[Pair]) -> int:
     return max((level_of_path(path) for path, _ in keys), default=PATIENT)
 
 
-def rows(archive: Archive, question: Question) -> Iterator[Document]:
-    """The rows that match, with the attributes that were asked for of the levels above."""
+def rows(archive: Archive, question: Question) -> Generator[Document]:
+    """The rows that match, with the attributes that were asked for of the levels above. close() it where
+    not all are wanted: then the archive is told to stop."""
     level = question.level
     if level == PATIENT or archive.is_relational:
         yield from archive.ask(level, _told(question.keys, level), question.include)
@@ -94,7 +95,8 @@ def _place(path: Path, top: int, level: int) -> int:
 
 
 def _is_told(keys: Sequence[Pair], level: int) -> bool:
-    """Whether the keys of a level are one value of its unique key, so that there is nothing to be found there."""
+    """Whether the keys of a level are one value of its unique key, so that there is nothing to be found
+    there."""
     if len(keys) != 1:
         return False
     path, text = keys[0]
@@ -181,14 +183,21 @@ def series_of(archive: Archive, pairs: Sequence[tuple[str, str]]) -> Iterator[Se
 
 
 def unique_values(keys: Sequence[Pair]) -> dict[int, list[str]] | None:
-    """The unique keys by level, if these alone are asked for, of studies and of each level on the way to the last,
-    and one value of each but the last: then nothing is to be found out. Else None."""
+    """The unique keys by level, if these alone are asked for, of studies and of each level on the way to
+    the last, and one value of each but the last: then nothing is to be found out. Else None."""
     level_of = {tag: level for level, tag in UNIQUE_KEYS.items()}
     found: dict[int, list[str]] = {}
     for path, text in keys:
         level = level_of.get(path[0]) if len(path) == 1 and isinstance(path[0], int) else None
         values = text.replace(",", "\\").split("\\")
-        if level is None or level == PATIENT or not all(values) or "*" in text or "?" in text or level in found:
+        if (
+            level is None
+            or level == PATIENT
+            or not all(values)
+            or "*" in text
+            or "?" in text
+            or level in found
+        ):
             return None
         found[level] = values
     if sorted(found) != list(range(STUDY, STUDY + len(found))) or not found:

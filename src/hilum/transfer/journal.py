@@ -1,8 +1,8 @@
 """Takes what a peer has acknowledged; gives, in a later run of the same work, what need not be sent again.
 
-A file for each target and selection, in the user's state folder: lines of digests, appended as answers come. A
-line that was cut counts for nothing: then an instance is sent once more, which harms nobody. Deleting the
-folder loses nothing else.
+A file for each target and selection, in the user's state folder: lines of digests, appended as answers
+come. A line that was cut counts for nothing: then an instance is sent once more, which harms nobody.
+Deleting the folder loses nothing else.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Takes files and folders, or keys of a store; gives the instances to send, one after another, and their bytes.
-Reads heads only, until the bytes are asked for; decodes nothing but what has to go in another transfer syntax.
+"""Takes files and folders, or keys of a store; gives the instances to send, one after another, and their
+bytes. Reads heads only, until the bytes are asked for; decodes nothing but what has to go in another
+transfer syntax.
 """
 
 from __future__ import annotations
@@ -79,6 +80,15 @@ def data_set_of(pieces: Iterator[bytes]) -> Iterator[bytes]:
     return without(chain((begin,), pieces), without_meta(begin))
 
 
+def data_set_of_stored(store: api.Store, uid: str) -> Iterator[bytes]:
+    """The data set of a stored instance, as it is stored.
+
+    Raises:
+        NotFound, Corrupt: it can't be read.
+    """
+    return without(store.chunks(uid), store.head(uid).data_set_at)
+
+
 def transcoded(store: api.Store, uid: str, source: str, target: str) -> Iterator[bytes]:
     """The data set of a stored instance in another transfer syntax, without loss.
 
@@ -121,14 +131,12 @@ class StoredSource:
                 )
 
     def file(self, one: Outgoing) -> Iterator[bytes]:
-        pieces = self._store.chunks(one.uid)
         if one.is_part10:
-            return pieces
-        data = without(pieces, self._store.head(one.uid).data_set_at)
-        return chain((file_meta(one.sop_class, one.uid, one.transfer_syntax),), data)
+            return self._store.chunks(one.uid)
+        return chain((file_meta(one.sop_class, one.uid, one.transfer_syntax),), self.data_set(one))
 
     def data_set(self, one: Outgoing) -> Iterator[bytes]:
-        return without(self._store.chunks(one.uid), self._store.head(one.uid).data_set_at)
+        return data_set_of_stored(self._store, one.uid)
 
     def data_set_in(self, one: Outgoing, transfer_syntax: str) -> Iterator[bytes]:
         return transcoded(self._store, one.uid, one.transfer_syntax, transfer_syntax)

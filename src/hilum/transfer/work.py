@@ -1,5 +1,5 @@
-"""Takes a source and a journal; hands instances out to those who send them, and counts what came of each. Knows no
-protocol. Safe from several threads.
+"""Takes a source and a journal; hands instances out to those who send them, and counts what came of each.
+Knows no protocol. Safe from several threads.
 """
 
 from __future__ import annotations
@@ -157,7 +157,9 @@ class Stoppable(Protocol):
 S = TypeVar("S", bound=Stoppable)
 
 
-def run(work: S, jobs: int, do: Callable[[S], None], on_tick: Callable[[S], None] = lambda work: None) -> None:
+def run(
+    work: S, jobs: int, do: Callable[[S], None], on_tick: Callable[[S], None] = lambda work: None
+) -> None:
     """Let `jobs` threads work until nothing is left. An interrupt lets each finish what it is at.
 
     Raises:

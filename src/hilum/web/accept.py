@@ -105,6 +105,8 @@ def _media_range(text: str) -> MediaRange | None:
         subtype = "*"  # old Java sends "*; q=.2"
     if not subtype:
         return None
+    if (kind, subtype) == ("image", "jpg"):
+        subtype = "jpeg"  # no registered name, and what many viewers of WADO-URI send
     at = head.end()
     params: dict[str, str] = {}
     weight = 1.0

@@ -1,8 +1,8 @@
 """Takes the conditional and range headers of a request; gives what of a representation is to be sent. Reads
 no data.
 
-RFC 9110 13, Conditional Requests, and 14, Range Requests. All our entity tags are strong: what they name is
-the same byte for byte.
+RFC 9110 13, Conditional Requests, and 14, Range Requests. The entity tags given here are strong: what they
+name is the same byte for byte. Where an answer is packed on its way out, its tag is made weak there.
 """
 
 from __future__ import annotations

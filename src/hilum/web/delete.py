@@ -18,7 +18,7 @@ from hilum.web.context import context_of
 from hilum.web.errors import Forbidden
 
 # No list and no wildcard may come through a path. Wider than PS3.5 9.1: what was stored can be deleted.
-_UID = re.compile(rf"[0-9A-Za-z._-]{{1,{UID_MAX}}}")
+_UID = re.compile(rf"[0-9A-Za-z. _-]{{1,{UID_MAX}}}")
 _LEVELS = (("study", "studies", "StudyInstanceUID"), ("series", "series", "SeriesInstanceUID"),
            ("instance", "instances", "SOPInstanceUID"))  # fmt: skip
 
@@ -38,7 +38,7 @@ async def delete(request: Request) -> Response:
         keys.append((attribute, uid))
         level = level_here
     if not await context.run(context.store.delete, level, keys):
-        raise NotFound(f"no {level} with this UID is stored here")
+        raise NotFound("nothing is stored here under this UID")
     return Response(status_code=204)
 
 

@@ -45,6 +45,7 @@ _TYPE_OF = {syntax: name for name, syntaxes in _SYNTAXES.items() for syntax in s
 _ALIASES = {
     "image/x-dicom-rle": "image/dicom-rle",
     "image/x-jls": "image/jls",
+    "image/jpg": "image/jpeg",
     "image/jhc": "image/jphc",
     "image/jph": "image/jphc",
     "image/j2c": "image/jp2",
@@ -199,7 +200,7 @@ def inner_of(media: MediaRange) -> tuple[bool, str]:
 
     Anything at all is multipart: PS3.18 8.6.1.2, Multipart Payload, is the default of all retrieval.
     """
-    if media.type == "multipart":
+    if media.type == "multipart" and media.subtype in ("related", "*"):
         name = media.params.get("type", "*/*").lower() or "*/*"
         return True, _ALIASES.get(name, name)
     if media.type == "*":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine, Hashable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote
@@ -22,7 +23,7 @@ from hilum.api import Store
 from hilum.dicom import dictionary, xml
 from hilum.engine.header import UID_MAX
 from hilum.engine.query import Asked
-from hilum.errors import BadQuery
+from hilum.errors import BadQuery, NotFound
 from hilum.settings import Settings
 from hilum.web.context import Context, choose_of, context_of
 from hilum.web.errors import TooMany
@@ -55,6 +56,7 @@ _REQUIRED: dict[str, dict[str, str]] = {
 
 _STUDY_UID, _SERIES_UID, _SOP_UID = "0020000D", "0020000E", "00080018"
 _TIMEZONE = 0x00080201
+_AVAILABLE_SYNTAX = "00083002"
 
 _JSON, _PLAIN_JSON = "application/dicom+json", "application/json"
 _XML, _PLAIN_XML = 'multipart/related; type="application/dicom+xml"', "application/dicom+xml"
@@ -62,8 +64,8 @@ _OFFERS = (_JSON, _PLAIN_JSON, _XML, _PLAIN_XML)
 
 _PARAMETERS_MAX = 1000
 _DEPTH_MAX = 240  # of lists and objects in each other; orjson takes 254
-# One value, and as long as what was stored: the longest that we have seen has 71 characters.
-_PATH_UID = re.compile(rf"[0-9A-Za-z._-]{{1,{UID_MAX}}}")
+# One value, of what can be stored: "REM SAMPLES 1" is in use, and so are 71 characters.
+_PATH_UID = re.compile(rf"[0-9A-Za-z. _-]{{1,{UID_MAX}}}")
 # A plus that its sender did not escape is a space by now: an offset from UTC behind a moment.
 _LOST_PLUS = re.compile(r"(?<=\d) (?=\d{4}(?:$|-))|^ (?=\d{4}$)")
 
@@ -211,6 +213,11 @@ def find(context: Context, question: Question, above: Sequence[str], base: str) 
             document = store.row_json(row, found.include, base=base)
             if offset := row.text(_TIMEZONE):
                 document["00080201"] = {"vr": "SH", "Value": [offset]}
+            if asked.level == "instances" and _AVAILABLE_SYNTAX in document:
+                # Of the archive, and in no data set. Slide viewers take an empty one for none at all.
+                with suppress(NotFound):
+                    stored = store.locate(row.uid).instance.transfer_syntax.decode("latin-1")
+                    document[_AVAILABLE_SYNTAX] = {"vr": "UI", "Value": [stored]}
             missing.append((len(rows), key, document))
         rows.append(finished)
     question.warnings.extend(found.warnings)

@@ -34,7 +34,7 @@ def readers_of(context: Context) -> FrameReaders:
     found = _READERS.get(context)
     if found is None:
         store = context.store
-        found = _READERS[context] = FrameReaders(store.index, store.packs, store.read_head)
+        found = _READERS[context] = FrameReaders(store.index, store.packs, store.read_head, store.where_now)
     return found
 
 
