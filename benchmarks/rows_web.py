@@ -64,7 +64,8 @@ def run_frames(bench: Bench) -> Outcome:
             (
                 "method",
                 "one process that serves, one that asks, a request at a time on each connection; 5 rounds in "
-                "turns after one that does not count; no frame twice in a round; the store is read before each, so "
+                "turns after one that does not count; no frame twice in a round; the store is read before each, "
+                "so "
                 "warm; the server logs each request into a file",
             ),
             ("bare uvicorn", "the same loop and parser; two messages, the same body ever again, and no log"),
@@ -646,13 +647,15 @@ def run_pixels(bench: Bench) -> Outcome:
             (
                 "method",
                 "one request after the other; each frame is asked for once but where the line says again, "
-                f"and the first {warm} don't count, since workers start for them; the codec alone, of the same "
+                f"and the first {warm} don't count, since workers start for them; the codec alone, of "
+                "the same "
                 "imagecodecs, in turns and in our process",
             ),
             *facts,
             (
                 "asserted",
-                "each decoded frame byte by byte; each JPEG within 2 grey levels of numpy's window, on the mean",
+                "each decoded frame byte by byte; each JPEG within 2 grey levels of numpy's window, on "
+                "the mean",
             ),
         ],
         ["work", "times", "p50 ms", "p99 ms", "max ms"],

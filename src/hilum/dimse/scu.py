@@ -160,6 +160,7 @@ class Sender:
         self._source = source
         self._lock = threading.Lock()
         self._busy = 0  # threads that have an association
+        self._beginning = 0  # threads that are about to have one
 
     def run(self, work: Work) -> None:
         """Send until nothing is left.
@@ -183,7 +184,16 @@ class Sender:
 
     def _begin(self, work: Work, one: Outgoing) -> tuple[Association | None, frozenset[sending.Key]]:
         """An association for an instance and those behind it; none where other threads will do its work."""
-        waits = list(_AGAIN_SECONDS) if work.counts.sent else []
+        with self._lock:
+            self._beginning += 1
+        try:
+            return self._try_to_begin(work, one)
+        finally:
+            with self._lock:
+                self._beginning -= 1
+
+    def _try_to_begin(self, work: Work, one: Outgoing) -> tuple[Association | None, frozenset[sending.Key]]:
+        tries = 0
         while True:
             wanted = sending.offer(map(_key, (one, *work.window())), room=sending.CONTEXTS_MAX - 1)
             try:
@@ -192,14 +202,18 @@ class Sender:
                 association = self._caller.connect(contexts)
             except Lost as failure:
                 with self._lock:
-                    others = self._busy
-                if isinstance(failure, NothingAccepted) or (not others and (not waits or work.is_stopped)):
-                    work.put_back(one)
-                    raise
-                if others:
+                    busy, beginning = self._busy, self._beginning > 1
+                # Where others begin too, one of them may just have got all that the peer gives; and where
+                # something was sent, the peer may not have seen yet that an association has ended.
+                waits = _AGAIN_SECONDS if beginning or work.counts.sent else ()
+                if busy and not isinstance(failure, NothingAccepted):
                     work.put_back(one)
                     return None, wanted.keys
-                time.sleep(waits.pop(0))
+                if isinstance(failure, NothingAccepted) or tries >= len(waits) or work.is_stopped:
+                    work.put_back(one)
+                    raise
+                time.sleep(waits[tries])
+                tries += 1
                 continue
             with self._lock:
                 self._busy += 1
