@@ -64,9 +64,8 @@ def run_frames(bench: Bench) -> Outcome:
             (
                 "method",
                 "one process that serves, one that asks, a request at a time on each connection; 5 rounds in "
-                "turns after one that does not count; no frame twice in a round; the store is read before each, "
-                "so "
-                "warm; the server logs each request into a file",
+                "turns after one that does not count; no frame twice in a round; "
+                "the store is read before each, so warm; the server logs each request into a file",
             ),
             ("bare uvicorn", "the same loop and parser; two messages, the same body ever again, and no log"),
             (

@@ -142,7 +142,7 @@ class Finder:
             raise
         finally:
             if not is_over:
-                pass
+                self._cancel(context, message_id)
 
     def _judge(self, status: int, comment: str) -> None:
         if status == Status.LIMIT_REACHED:
