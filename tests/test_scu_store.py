@@ -542,8 +542,9 @@ def test_half_an_object_is_never_taken_for_a_whole_one(tmp_path):
                 raise OSError(5, "Input/output error")
             yield from pieces
 
-    events = []
-    with scp(taken.handlers(), [CT_IMAGE]) as port:
+    events: list[Any] = []
+    aborts: list[Any] = []
+    with scp([*taken.handlers(), (evt.EVT_ABORTED, aborts.append)], [CT_IMAGE]) as port:
         source = Rotting([str(folder)], [])
         work = Work(source, None, events.append)
         caller = scu.Caller(DimseSettings(), Peer(title="PEER", host="127.0.0.1", port=port))
@@ -551,6 +552,7 @@ def test_half_an_object_is_never_taken_for_a_whole_one(tmp_path):
 
     assert taken.data == {uid: data for uid, data in sets(found).items() if uid != "2.25.1.1"}
     assert len(events) == 1
+    assert len(aborts) == 2  # it is told so, and need not guess; it was tried twice
     assert "can't be read" in events[0].words
 
 

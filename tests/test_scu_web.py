@@ -507,6 +507,26 @@ def test_a_single_part_is_taken_too(tmp_path):
     assert got(tmp_path / "out") == {"2.25.1.1": FILES["2.25.1.1"]}
 
 
+def test_a_single_part_that_is_cut_is_not_kept(tmp_path):
+    def handle(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        if "transfer-syntax" not in handler.headers["Accept"]:
+            wado(lambda path: (200, b"", ""))(handler, body)
+            return
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/dicom")
+        handler.send_header("Content-Length", str(len(FILES["2.25.1.1"])))
+        handler.end_headers()
+        handler.wfile.write(FILES["2.25.1.1"][:-100])
+        handler.close_connection = True
+
+    with bad(handle) as url:
+        ran = pull(url, tmp_path)
+
+    assert ran.code == 1
+    assert "the answer was cut" in ran.summary["reason"]
+    assert got(tmp_path / "out") == {}
+
+
 @pytest.mark.parametrize("body", [b"<html>hello</html>", b'{"a": 1}', b"[1]"])
 def test_a_server_that_is_no_dicomweb_server_is_told_so(tmp_path, body):
     with bad(lambda handler, _: reply(handler, 200, body, "text/html")) as url:
