@@ -52,7 +52,7 @@ test: .venv/tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not peers" -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "not peers" --ignore tests/peers -n 2 --dist loadfile $(PYTEST_ARGS)
 
 peers: .venv/peers
 	@missing=; for program in $(PEER_PROGRAMS); do \
