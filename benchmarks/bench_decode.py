@@ -2,7 +2,7 @@
 
     pytest benchmarks/bench_decode.py --benchmark-enable
 
-512 x 512 pixels of 16 bits, signed, like a slice of CT: soft shapes and noise. Eight distinct frames take
+512 x 512 pixels of 16 bits, like a slice of CT: soft shapes and noise. Eight distinct frames take
 turns, and nothing is kept in the cache. The yardstick of each row is the codec alone, on the same bytes in
 this process. JPEG 2000 and HTJ2K are read by both builds of OpenJPEG: that of imagecodecs is the newer one,
 lets other threads run and is not slower, so Hilum uses it. OpenJPH is twice as fast for HTJ2K, but gives half
@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any
 
+import corpus
 import imagecodecs
-import numpy as np
 import pytest
 
 from hilum.dicom.layout import PIXEL_DATA, PixelLayout
@@ -38,26 +38,13 @@ ALONE: dict[str, dict[str, Callable[[bytes], Any]]] = {
     "JPEG-LS": {"CharLS": imagecodecs.jpegls_decode},
     "JPEG lossless": {"libjpeg-turbo": imagecodecs.jpeg8_decode},
 }
-SIDE, FRAMES = 512, 8
-LAYOUT = PixelLayout(PIXEL_DATA, 1, SIDE, SIDE, 1, 16, 16, 1, 0, "MONOCHROME2")
+SIDE, FRAMES = corpus.PICTURE_SIDE, 8
+LAYOUT = PixelLayout(PIXEL_DATA, 1, SIDE, SIDE, 1, 16, 16, 0, 0, "MONOCHROME2")
 SEEN = Attributes(tones=(Tone(intercept=-1024.0, window=(40.0, 400.0, "LINEAR")),))
 WINDOW = Rendering(window=(40.0, 400.0, "LINEAR"))
 
 
-def slice_of_ct(number: int) -> bytes:
-    dice = np.random.default_rng(number)
-    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
-    frame = np.full((SIDE, SIDE), 24.0)
-    for _ in range(12):
-        at_x, at_y = dice.uniform(-0.5, 0.5, 2)
-        wide, high = dice.uniform(0.1, 0.6, 2)
-        inside = ((x - at_x) / wide) ** 2 + ((y - at_y) / high) ** 2 < 1
-        frame[inside] = dice.uniform(800, 1400)
-    frame += dice.normal(0, 12, frame.shape)
-    return frame.astype("<i2").tobytes()
-
-
-NATIVE = [slice_of_ct(number) for number in range(FRAMES)]
+NATIVE = [corpus.ct_picture(number) for number in range(FRAMES)]
 
 
 def stored(name: str) -> list[bytes]:

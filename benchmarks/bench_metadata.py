@@ -34,17 +34,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hilum.Store]:
     """A store with one series."""
     path = tmp_path_factory.mktemp("metadata") / "store"
     with hilum.open(path, create=True) as opened:
-        opened.ingest_many([opened.prepare(data) for data in _slices()])
+        files = corpus.ct_series(0, SLICES, pixels=corpus.TINY_PIXELS)
+        opened.ingest_many([opened.prepare(data) for data in files])
         yield opened
-
-
-def _slices() -> Iterator[bytes]:
-    """One CT series: slices that differ in UID and pixels."""
-    about = corpus.study(0)
-    head, _, pixels = corpus.header_files(1)[0].rpartition(b"\xe0\x7f\x10\x00")
-    for n in range(SLICES):
-        own = head.replace(about.sop_uid(0, 0), about.sop_uid(0, n))
-        yield own + b"\xe0\x7f\x10\x00" + pixels[:8] + corpus.frame_noise(n, len(pixels) - 8)
 
 
 def _write(heads: list[record.Head]) -> list[bytes]:

@@ -24,7 +24,8 @@ from measure import Times
 ROOT = "/dicom-web"
 ANY_SYNTAX = "multipart/related; type=application/octet-stream; transfer-syntax=*"
 _BUFFER = 1 << 20
-_WHOLE = 64 << 10  # answers up to this length are compared byte by byte, of longer ones each eighth
+_WHOLE = 64 << 10  # answers up to this length are compared byte by byte, and of longer ones
+COMPARED_EACH = 8  # so many-th
 _SECONDS_MAX = 120.0
 
 
@@ -279,7 +280,7 @@ class _Line:
         self.found.append((self._since, now - self._since))
         self.waits = False
         wanted = self._ask.holds
-        if reading.status != 200 or not reading.holds(wanted, len(self.found) % 8 == 0):
+        if reading.status != 200 or not reading.holds(wanted, len(self.found) % COMPARED_EACH == 0):
             raise AssertionError(f"{self._ask.request[:300]!r} gave {reading.head!r} and another body")
         self.bytes += len(self._ask.request) + len(reading.body)
         return True

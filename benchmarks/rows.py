@@ -22,9 +22,10 @@ class Bench(NamedTuple):
     disk: str
     quick: bool
     cold: bool
+    divisor: int = 10  # of sizes, when it is to be quick
 
-    def size(self, full: int) -> int:
-        return full // 10 if self.quick else full
+    def size(self, full: int, least: int = 1) -> int:
+        return max(least, full // self.divisor) if self.quick else full
 
 
 def hilum_command(*arguments: str) -> list[str]:

@@ -2,7 +2,8 @@
 little as the machine can do. Measures nothing.
 
 pydicom comes with Hilum. GDCM and dicomsdl are optional (pip install python-gdcm dicomsdl), Orthanc too
-(Debian's package `orthanc`); what is not installed is named in the results as not measured.
+(Debian's packages `orthanc` and `orthanc-dicomweb`); what is not installed is named in the results as not
+measured.
 """
 
 from __future__ import annotations
