@@ -33,8 +33,8 @@ REASONS: dict[str, str] = {
     "import-small: rate to that of cp -r": (
         "a file takes 70 to 77 us of processor time in one process, 25 to 30 of them the kernel's (reading, "
         "filling fresh pages of the packs), and cp -r takes 33, all the kernel's, on the same machine: twice "
-        "its rate on two cores leaves 33 for both. Of ours 38 % is the kernel, 39 % the interpreter (deciding "
-        "and counting, and two starts of 0.1 s), 9 % BLAKE3, 4 % the parser, 2 % each CRC-32 and LMDB. "
+        "its rate on two cores leaves 33 for both. Of ours 38 % is the kernel, 39 % the interpreter "
+        "(deciding, counting, two starts of 0.1 s), 9 % BLAKE3, 4 % the parser, 2 % each CRC-32 and LMDB. "
         "Packing is compiled since; over a day beside other work the ratio was 0.7 to 1.1"
     ),
     "import-large: rate to that of cp -r": (
